@@ -1,0 +1,123 @@
+"""What a network costs: parameters, MAdds and activations, in total and by stage."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One row of the table: consecutive blocks with the same output shape."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    """Without the batch dimension, for instance (96, 56, 56)."""
+    params: int
+    madds: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Cost of one forward pass of one image.
+
+    MAdds are the multiply-adds of convolutions and linear layers, the mobile papers' convention:
+    norms, activations, pooling, additions and biases are not counted. Activations are the elements
+    that convolutions and linear layers put out (the convention of arXiv 2003.13678).
+    """
+
+    params: int
+    madds: int
+    activations: int
+    stages: tuple[StageCost, ...]
+
+
+def measure_complexity(
+    network: nn.Module, image_size: int = 224, in_channels: int = 3
+) -> Complexity:
+    """Count a network's cost without computing anything (on torch's meta device).
+
+    Args:
+        network: Any image classifier; left as it is. Stages are found where it has `features`.
+        image_size: Height and width in pixels.
+        in_channels: Channels of the image.
+    """
+    network = copy.deepcopy(network).to("meta").eval()
+    activations: dict[str, int] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str, counted: bool):
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                shapes[name] = tuple(output.shape[1:])
+                if counted:
+                    activations[name] = activations.get(name, 0) + output.numel()
+
+        return hook
+
+    for name, module in network.named_modules():
+        counted = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
+        module.register_forward_hook(record(name, counted))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+    root = type(network).__name__
+    madds = {
+        name: sum(flops.values()) // 2
+        for name, flops in counter.get_flop_counts().items()
+        if name == root or name.startswith(root + ".")
+    }
+
+    def stage_cost(label: str, names: list[str]) -> StageCost:
+        blocks = [network.get_submodule(name) for name in names]
+        return StageCost(
+            label,
+            shapes[names[-1]],
+            sum(count_params(block) for block in blocks),
+            sum(madds.get(f"{root}.{name}", 0) for name in names),
+            sum(
+                count
+                for layer, count in activations.items()
+                if any(layer == name or layer.startswith(name + ".") for name in names)
+            ),
+        )
+
+    return Complexity(
+        params=count_params(network),
+        madds=madds.get(root, 0),
+        activations=sum(activations.values()),
+        stages=tuple(stage_cost(*stage) for stage in _stages(network, shapes)),
+    )
+
+
+def count_params(network: nn.Module) -> int:
+    """Number of parameters, trainable or not; buffers such as running means are not counted."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _stages(
+    network: nn.Module, shapes: dict[str, tuple[int, ...]]
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield (label, module names): runs of equal output shape in `features`, then the rest."""
+    for child, module in network.named_children():
+        if child not in shapes:
+            continue
+        if child != "features" or not isinstance(module, nn.Sequential):
+            if count_params(module):
+                yield child, [child]
+            continue
+        run: list[int] = []
+        for index in range(len(module)):
+            if run and shapes[f"features.{index}"] != shapes[f"features.{run[-1]}"]:
+                yield _feature_run(run)
+                run = []
+            run.append(index)
+        yield _feature_run(run)
+
+
+def _feature_run(run: list[int]) -> tuple[str, list[str]]:
+    label = f"features {run[0]}" if len(run) == 1 else f"features {run[0]}-{run[-1]}"
+    return label, [f"features.{index}" for index in run]

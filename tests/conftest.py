@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+DEVELOPMENT_DATA = Path(os.environ.get("MOBILENEXT_DATA", REPO.parent / "shared" / "data"))
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def development_data() -> Path:
+    """Real images for development; most machines don't have them."""
+    if not DEVELOPMENT_DATA.is_dir():
+        pytest.skip(f"no development data at {DEVELOPMENT_DATA}; set MOBILENEXT_DATA")
+    return DEVELOPMENT_DATA
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Two classes of real photographs (scikit-learn's), as train/val class folders."""
+    from sklearn.datasets import load_sample_image
+
+    photos = {"flower": load_sample_image("flower.jpg"), "temple": load_sample_image("china.jpg")}
+    random = np.random.default_rng(0)
+    root = tmp_path / "photos"
+    for split, count in (("train", 12), ("val", 5)):
+        for name, photo in photos.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                top, left = random.integers(0, 200), random.integers(0, 400)
+                crop = photo[top : top + 160, left : left + 200]
+                PIL.Image.fromarray(crop).save(folder / f"{number}.jpg", quality=90)
+    return root
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a command of the project in a fresh folder, as a user does."""
+
+    def run(*arguments: object, processes: int = 1, cwd: Path = tmp_path, ok: bool = True):
+        first, *rest = [str(argument) for argument in arguments]
+        command = [sys.executable]
+        if processes > 1:
+            command += ["-m", "torch.distributed.run", "--standalone"]
+            command += [f"--nproc-per-node={processes}"]
+        done = subprocess.run(
+            [*command, str(REPO / first), *rest],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1" if processes > 1 else "2"},
+        )
+        if ok:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
