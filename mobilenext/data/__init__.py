@@ -1,0 +1,31 @@
+"""From image files to batches on the device. Knows nothing of networks, training or configs."""
+
+from mobilenext.data.device import DeviceBatches, Mixing
+from mobilenext.data.loader import Loader, eval_loader, train_loader
+from mobilenext.data.sources import (
+    ImageData,
+    cifar10,
+    digits,
+    image_folder,
+    imagenet,
+    imagenette,
+    synthetic,
+)
+from mobilenext.data.transforms import eval_transform, train_transform
+
+__all__ = [
+    "DeviceBatches",
+    "ImageData",
+    "Loader",
+    "Mixing",
+    "cifar10",
+    "digits",
+    "eval_loader",
+    "eval_transform",
+    "image_folder",
+    "imagenet",
+    "imagenette",
+    "synthetic",
+    "train_loader",
+    "train_transform",
+]

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mobilenext.data import (
+    digits,
+    eval_loader,
+    eval_transform,
+    image_folder,
+    synthetic,
+    train_loader,
+    train_transform,
+)
+from mobilenext.data.loader import Loader, epoch_order
+from mobilenext.errors import InputError
+
+AUGMENT = {
+    "color_jitter": (0.4, 0.4, 0.4, 0.1), "randaugment": "rand-m9-mstd0.5", "erasing": 0.5,
+}  # fmt: skip
+DIGITS = digits()
+
+
+def loader(rank: int = 0, world_size: int = 1, workers: int = 0, seed: int = 7) -> Loader:
+    return train_loader(
+        DIGITS.train, train_transform(24, **AUGMENT), seed=seed, global_batch_size=96,
+        rank=rank, world_size=world_size, workers=workers,
+    )  # fmt: skip
+
+
+def take(
+    batches: Loader, epoch: int, count: int, first_batch: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    iterator = batches.epoch(epoch, first_batch)
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same(one: list, two: list) -> None:
+    for (pixels, labels), (other_pixels, other_labels) in zip(one, two, strict=True):
+        assert torch.equal(pixels, other_pixels)
+        assert torch.equal(labels, other_labels)
+
+
+def test_batches_are_uint8_nhwc() -> None:
+    pixels, labels = take(loader(), 0, 1)[0]
+    assert (pixels.shape, pixels.dtype) == ((96, 24, 24, 3), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((96,), torch.int64)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_same_pixels_for_any_number_of_workers(workers: int) -> None:
+    assert_same(take(loader(), 3, 3), take(loader(workers=workers), 3, 3))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_same_pixels_for_any_world_size(world_size: int) -> None:
+    ranks = [take(loader(rank, world_size), 3, 3) for rank in range(world_size)]
+    joined = [
+        tuple(torch.cat(parts) for parts in zip(*shares, strict=True))
+        for shares in zip(*ranks, strict=True)
+    ]
+    assert_same(take(loader(), 3, 3), joined)
+
+
+def test_same_pixels_from_the_middle_of_an_epoch() -> None:
+    batches = loader()
+    whole = list(batches.epoch(2))
+    assert len(whole) == len(batches) == 1437 // 96
+    assert_same(whole[10:], list(batches.epoch(2, first_batch=10)))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    first = take(loader(), 0, 1)[0][0]
+    assert not torch.equal(first, take(loader(), 1, 1)[0][0])
+    assert not torch.equal(first, take(loader(seed=8), 0, 1)[0][0])
+
+
+def test_an_epoch_is_a_permutation() -> None:
+    order = epoch_order(1437, seed=7, epoch=2)
+    assert torch.equal(order.sort().values, torch.arange(1437))
+
+
+@pytest.mark.parametrize("length", [1, 7, 64, 65])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_sees_each_image_once(length: int, world_size: int) -> None:
+    images = synthetic(1, length, 1000, 8).val
+    seen = []
+    for rank in range(world_size):
+        shard = eval_loader(
+            images, eval_transform(8, crop_ratio=1), batch_size=4, rank=rank, world_size=world_size
+        )
+        batches = list(shard.epoch(0))
+        assert len(batches) == len(shard)
+        seen += [label for _, labels in batches for label in labels.tolist()]
+    assert sorted(seen) == list(range(length))
+
+
+def test_refuses_a_batch_that_ranks_cannot_share() -> None:
+    with pytest.raises(InputError, match=r"can't be shared evenly by 5 processes.*95 or 100"):
+        loader(world_size=5)
+
+
+def test_refuses_a_batch_larger_than_the_split() -> None:
+    transform = train_transform(24)
+    with pytest.raises(InputError, match="more than the 1437 training images"):
+        train_loader(DIGITS.train, transform, seed=0, global_batch_size=1438)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_one_clear_error(photo_folder: Path, workers: int) -> None:
+    victim = photo_folder / "train" / "flower" / "3.jpg"
+    victim.write_bytes(victim.read_bytes()[:3000])
+    images = image_folder(str(photo_folder)).train
+    batches = train_loader(
+        images, train_transform(32), seed=0, global_batch_size=8, workers=workers
+    )
+    with pytest.raises(InputError, match=r"flower/3\.jpg") as caught:
+        list(batches.epoch(0))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_synthetic_training_repeats_one_batch() -> None:
+    batches = train_loader(
+        synthetic(70, 1, 10, 16).train, train_transform(16), seed=0, global_batch_size=8,
+        rank=1, world_size=2,
+    )  # fmt: skip
+    epoch = list(batches.epoch(0))
+    assert len(epoch) == len(batches) == 8
+    assert all(pixels is epoch[0][0] for pixels, _ in epoch)
+    assert epoch[0][1].tolist() == [4, 5, 6, 7]
