@@ -1,0 +1,463 @@
+"""The typed contract between YAML, the command line and the code.
+
+One dataclass for each job; Hydra checks names and types against it, `__post_init__` checks what one
+value has to do with another, and `typed` turns the composed config into these objects once. What a
+constructor's own signature describes (network, optimiser, schedule, data source) stays a plain
+dict with a `_target_`, which `build` calls if it is on the allow-list.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import hydra.utils
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mobilenext.errors import InputError, UserError
+
+ALLOWED_TARGETS = (
+    "mobilenext.data.",
+    "mobilenext.models.",
+    "mobilenext.optim.",
+    "timm.create_model",
+    "timm.layers.",
+    "timm.models.",
+    "timm.optim.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchvision.models.",
+    "torchvision.ops.",
+)
+"""Where a `_target_` may lie. Hydra's own block-list lets `torch.load` and others through."""
+
+
+def _machine_only(default: Any) -> Any:
+    """A field that says how or where to run, not what comes out; left out of the fingerprint."""
+    return field(default=default, metadata={"machine_only": True})
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`."""
+
+    name: str = MISSING
+    """Short name, for run folders and tables."""
+    network: dict[str, Any] = MISSING
+    """`_target_` and arguments, all but `num_classes`, which the data gives."""
+
+
+@dataclass
+class DataConfig:
+    """Group `data`."""
+
+    name: str = MISSING
+    """Short name, for run folders and tables."""
+    source: dict[str, Any] = MISSING
+    """`_target_` of a function that returns `mobilenext.data.ImageData`."""
+    root: str | None = None
+    """Folder with the data."""
+    root_names_data: bool = False
+    """Whether another root means other images, so that it is part of the run's fingerprint."""
+    download: bool = _machine_only(False)
+    """Fetch the data if it is not there, where the source can."""
+    image_size: int = MISSING
+    """Height and width of training images, in pixels."""
+    eval_size: int = MISSING
+    """Height and width of evaluation images, in pixels."""
+    eval_crop_ratio: float = 0.875
+    """Evaluation resizes the short side to eval_size / eval_crop_ratio, then crops the centre."""
+    eval_interpolation: str = "bicubic"
+    """Of that resizing: bilinear or bicubic."""
+    mean: list[float] = MISSING
+    """Channel means in [0, 1], RGB."""
+    std: list[float] = MISSING
+    """Channel standard deviations in [0, 1], RGB."""
+    global_batch_size: int = MISSING
+    """Images of one optimiser step over all processes."""
+    eval_batch_size: int = 256
+    """Images of one forward pass of one process."""
+    workers: int | None = _machine_only(None)
+    """Loader processes for each training process; null: as many as it has cores."""
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "eval_size"):
+            _check(getattr(self, key) >= 1, f"data.{key}", "at least 1 pixel", getattr(self, key))
+        _check(
+            0 < self.eval_crop_ratio <= 1,
+            "data.eval_crop_ratio",
+            "a number in (0, 1]",
+            self.eval_crop_ratio,
+        )
+        for key in ("mean", "std"):
+            _check(len(getattr(self, key)) == 3, f"data.{key}", "3 numbers", getattr(self, key))
+        _check(all(value > 0 for value in self.std), "data.std", "numbers above 0", self.std)
+        workers = self.workers
+        _check(workers is None or workers >= 0, "data.workers", "null or at least 0", workers)
+
+
+@dataclass
+class AugmentConfig:
+    """Group `augment`: arguments of `mobilenext.data.train_transform` and of `Mixing`."""
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Range of the random crop's share of the image's area."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Range of the random crop's width over height."""
+    interpolation: str = "random"
+    """bilinear, bicubic, or random: one of the two for each image."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """Strength for brightness, contrast, saturation and hue."""
+    randaugment: str | None = None
+    """timm's description, for instance rand-m9-mstd0.5."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        for key in ("crop_scale", "crop_ratio"):
+            low_high = getattr(self, key)
+            _check(
+                len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+                f"augment.{key}",
+                "[low, high] with 0 < low <= high",
+                low_high,
+            )
+        _check(self.crop_scale[-1] <= 1, "augment.crop_scale", "shares up to 1", self.crop_scale)
+        for key in ("hflip", "erasing"):
+            _check(0 <= getattr(self, key) <= 1, f"augment.{key}", "in [0, 1]", getattr(self, key))
+        for key in ("mixup", "cutmix"):
+            _check(getattr(self, key) >= 0, f"augment.{key}", "0 or more", getattr(self, key))
+        jitter = self.color_jitter
+        _check(
+            len(jitter) == 4 and min(jitter) >= 0 and jitter[3] <= 0.5,
+            "augment.color_jitter",
+            "4 numbers from 0 on, hue at most 0.5",
+            jitter,
+        )
+
+
+@dataclass
+class RuntimeConfig:
+    """Group `runtime`."""
+
+    device: str = _machine_only("auto")
+    """auto (CUDA if there is one), cpu, cuda or mps."""
+    precision: str = "auto"
+    """fp32, tf32, bf16, fp16, or auto: bf16 on CUDA, else fp32. Evaluation is float32 always."""
+    channels_last: bool = True
+    """Memory format of images and weights."""
+    compile: bool = False
+    """torch.compile the network for training."""
+    deterministic: bool = False
+    """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
+    micro_batch: int | None = None
+    """Images of one forward pass of one process; the rest of its share is accumulated."""
+    threads: int | None = _machine_only(None)
+    """Threads of torch in each process; null: torch's choice."""
+    log_every: int = _machine_only(50)
+    """Optimiser steps between reports."""
+    timeout_minutes: float = _machine_only(30.0)
+    """How long processes wait for one another."""
+
+    def __post_init__(self) -> None:
+        for key in ("micro_batch", "threads", "log_every"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, f"runtime.{key}", "at least 1", value)
+        _check(self.timeout_minutes > 0, "runtime.timeout_minutes", "above 0", self.timeout_minutes)
+
+
+@dataclass
+class TrainConfig:
+    """Job `train`, and what a checkpoint says of the run that it belongs to."""
+
+    name: str = MISSING
+    """First part of the run folder's name."""
+    output_dir: str = _machine_only("runs")
+    """Where run folders lie."""
+    seed: int = 0
+    """Decides initial weights, order, augmentation and dropout."""
+    width: float = 1.0
+    """Width multiplier of the network."""
+    identity: Any = 1.0
+    """Identity tensor multiplier of the network, in (0, 1]; a number or a fraction such as 1/6."""
+    strides: list[int] = MISSING
+    """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
+    epochs: int = MISSING
+    """Passes over the training split, cool-down included."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1)."""
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also holds for norms and biases."""
+    clip_grad_norm: float | None = None
+    """Upper bound of the gradient's norm; null: none."""
+    ema_decay: float | None = None
+    """Decay per step of averaged weights, which are then the run's result; null: no averaging."""
+    ema_warmup: bool = False
+    """Begin with a smaller decay that grows towards `ema_decay`."""
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentConfig = MISSING
+    optimizer: dict[str, Any] = MISSING
+    """`_target_` of a torch optimiser and its arguments, all but `params`."""
+    schedule: dict[str, Any] = MISSING
+    """`_target_` of a function in `mobilenext.optim.schedules` and its arguments."""
+    runtime: RuntimeConfig = MISSING
+
+    def __post_init__(self) -> None:
+        self.identity = parse_number(self.identity)
+        check_multipliers(self.width, self.identity)
+        _check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        smoothing, decay, clip = self.label_smoothing, self.ema_decay, self.clip_grad_norm
+        _check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
+        _check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
+        _check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
+        _check("lr" in self.optimizer, "optimizer", "an entry lr", sorted(self.optimizer))
+        lr = self.optimizer["lr"]
+        _check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)
+
+
+@dataclass
+class EvaluateConfig:
+    """Job `evaluate`."""
+
+    checkpoint: str = MISSING
+    """A .pt checkpoint or a .safetensors file of a run."""
+    name: str = "evaluate"
+    output_dir: str = _machine_only("runs")
+    data: DataConfig | None = None
+    """What to evaluate on; null: the data that the run was evaluated on."""
+    runtime: RuntimeConfig = MISSING
+
+
+@dataclass
+class SummaryConfig:
+    """Job `summary`."""
+
+    width: float = 1.0
+    identity: Any = 1.0
+    num_classes: int = 1000
+    image_size: int = 224
+    """Height and width in pixels."""
+    strides: list[int] = MISSING
+    """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
+    model: ModelConfig = MISSING
+
+    def __post_init__(self) -> None:
+        self.identity = parse_number(self.identity)
+        check_multipliers(self.width, self.identity)
+        for key in ("num_classes", "image_size"):
+            _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
+
+
+JobConfig = TrainConfig | EvaluateConfig | SummaryConfig
+SCHEMAS: dict[str, type] = {
+    "train_schema": TrainConfig,
+    "evaluate_schema": EvaluateConfig,
+    "summary_schema": SummaryConfig,
+}
+
+
+def register() -> None:
+    """Tell Hydra the schemas, and OmegaConf how `${number:1/6}` reads."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=name, node=schema)
+    OmegaConf.register_new_resolver("number", parse_number, replace=True)
+
+
+def parse_number(value: Any) -> float:
+    """A number, also one written as a fraction.
+
+    Raises:
+        InputError: It is neither.
+    """
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"expected a number or a fraction such as 0.5 or 1/6, got {value!r}"
+        ) from error
+
+
+def check_multipliers(width: float, identity: float) -> None:
+    """Raise `InputError` unless width is above 0 and identity in (0, 1]."""
+    _check(width > 0, "width", "a width multiplier above 0, for instance 0.5", width)
+    _check(
+        0 < identity <= 1,
+        "identity",
+        "an identity tensor multiplier in (0, 1], for instance 1 or 1/6",
+        identity,
+    )
+
+
+def typed(config: DictConfig) -> Any:
+    """Turn a composed config into its dataclass, interpolations resolved.
+
+    Raises:
+        InputError: A value is missing, of a wrong type or out of range.
+    """
+    _refuse_unknown(config)
+    try:
+        return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None)
+        raise InputError(f"{key} has no value: add {key}=... to the command") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise InputError(f"{key}: {cause or str(error).splitlines()[0]}") from error
+
+
+def _refuse_unknown(config: DictConfig, place: str = "") -> None:
+    """A key that was added with `+` must not be ignored."""
+    schema = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(schema):
+        return
+    known = [item.name for item in dataclasses.fields(schema)]
+    for key in config:
+        if key not in known:
+            raise InputError(f"unknown key {place}{key}: expected one of {', '.join(known)}")
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            value = config[key]
+            if isinstance(value, DictConfig):
+                _refuse_unknown(value, f"{place}{key}.")
+
+
+def from_plain(schema: type, values: dict[str, Any]) -> Any:
+    """A dataclass from plain values, such as a checkpoint has; names and types are checked.
+
+    Raises:
+        InputError: A name or a type does not fit.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+    except OmegaConfBaseException as error:
+        raise InputError(
+            f"the stored {schema.__name__} does not fit this version: {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(merged, DictConfig)
+    return typed(merged)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+
+
+def fingerprint(config: TrainConfig | EvaluateConfig) -> str:
+    """12 hexadecimal digits of everything in a config that determines the result."""
+    plain = _without_machine(config)
+    if isinstance(config, EvaluateConfig):
+        plain["checkpoint"] = os.path.abspath(config.checkpoint)
+    if config.data is not None:
+        root = config.data.root
+        named = config.data.root_names_data and root is not None
+        plain["data"]["root"] = os.path.abspath(root) if named and root is not None else None
+        source = config.data.source.items()
+        plain["data"]["source"] = {k: v for k, v in source if k not in ("root", "download")}
+    text = json.dumps(plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def build(
+    node: dict[str, Any], allowed: tuple[str, ...] = ALLOWED_TARGETS, **arguments: Any
+) -> Any:
+    """Call the `_target_` of a config node, if it is on the allow-list.
+
+    With `_partial_: true`, returns a `functools.partial` of it instead. Nested nodes are built
+    first. (Hydra's own `instantiate` would wrap the arguments, parameter groups for instance, in
+    its containers.)
+
+    Args:
+        node: `_target_`, `_partial_` and the arguments.
+        allowed: Prefixes of the names that may be called.
+        **arguments: Further arguments that only the caller knows.
+
+    Raises:
+        InputError: The target is not allowed or does not exist, or does not take the arguments.
+    """
+    target = _find_target(str(node["_target_"]), allowed)
+    given = {
+        key: _build_nested(value, allowed)
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_")
+    } | arguments
+    parameters = inspect.signature(target).parameters
+    unknown = sorted(given.keys() - parameters.keys())
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if unknown and not takes_any:
+        raise InputError(
+            f"{node['_target_']} has no argument {', '.join(unknown)}; it takes "
+            f"{', '.join(parameters)}"
+        )
+    return partial(target, **given) if node.get("_partial_") else target(**given)
+
+
+def _build_nested(value: Any, allowed: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_build_nested(item, allowed) for item in value]
+    if isinstance(value, dict):
+        if "_target_" in value:
+            return build(value, allowed)
+        return {key: _build_nested(item, allowed) for key, item in value.items()}
+    return value
+
+
+def _find_target(name: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
+    refusal = (
+        f"_target_={name} is not allowed: expected a class or function under "
+        f"{', '.join(prefix.rstrip('.') for prefix in allowed)}"
+    )
+    if not _listed(name, allowed):
+        raise InputError(refusal)
+    try:
+        target = hydra.utils.get_object(name)
+    except Exception as error:  # an import may fail in any way
+        raise InputError(f"_target_={name}: there is no such class or function") from error
+    # What an allowed module has itself imported (torch.nn.functional.torch.load) does not count.
+    home = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    callable_here = inspect.isclass(target) or inspect.isfunction(target)
+    if not callable_here or not _listed(home, (*allowed, "timm.models.")):
+        raise InputError(refusal)
+    return target
+
+
+def _listed(name: str, allowed: tuple[str, ...]) -> bool:
+    return any(
+        name == prefix or (prefix[-1] == "." and name.startswith(prefix)) for prefix in allowed
+    )
+
+
+def _without_machine(config: Any) -> Any:
+    if not dataclasses.is_dataclass(config):
+        return config
+    return {
+        item.name: _without_machine(getattr(config, item.name))
+        for item in dataclasses.fields(config)
+        if not item.metadata.get("machine_only")
+    }
+
+
+def _check(holds: bool, key: str, expected: str, value: Any) -> None:
+    if not holds:
+        raise InputError(f"{key}={value}: expected {expected}")

@@ -1,0 +1,142 @@
+"""Evaluation: each image exactly once, for any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobilenext.config import DataConfig, EvaluateConfig, build, from_plain, to_yaml
+from mobilenext.data import DeviceBatches, ImageData, Loader, eval_loader, eval_transform
+from mobilenext.errors import InputError
+from mobilenext.runtime.checkpoint import load_into, load_weights
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.environment import provenance
+from mobilenext.runtime.monitor import say
+from mobilenext.runtime.precision import Precision
+from mobilenext.runtime.run_folder import RunFolder
+
+RESTORABLE_TARGETS = ("mobilenext.models.", "timm.create_model", "torchvision.models.")
+"""What a checkpoint may ask for: narrower than what the command line may."""
+
+
+def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dict[str, Any]:
+    """Rebuild a checkpoint's network and print its top-1, top-5 and loss.
+
+    Args:
+        config: The job's config.
+        process: This process among those of the job.
+        folder: Gets config.yaml and result.json.
+
+    Returns:
+        What result.json says: accuracies in per cent, loss in nats.
+
+    Raises:
+        InputError: The checkpoint can't be used, or its classes are not those of the data.
+    """
+    path = Path(config.checkpoint)
+    tensors, described = load_weights(path)
+    trained_on = from_plain(DataConfig, described["data"])
+    data = config.data or trained_on
+    images: ImageData = build(data.source, ("mobilenext.data.",))
+    if list(images.classes) != described["classes"]:
+        raise InputError(
+            f"{path} knows {len(described['classes'])} classes "
+            f"({', '.join(described['classes'][:3])}, ...), data={data.name} has "
+            f"{len(images.classes)} ({', '.join(images.classes[:3])}, ...): expected the same; "
+            "choose the data that the network was trained for"
+        )
+    for key in ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std"):
+        if getattr(data, key) != getattr(trained_on, key):
+            say(
+                f"note: data.{key}={getattr(data, key)}, while the run evaluated with "
+                f"{getattr(trained_on, key)}",
+                process,
+            )
+    model = described["model"]
+    network = build(model["network"], RESTORABLE_TARGETS, num_classes=model["num_classes"])
+    load_into(network, tensors, path)
+    network.to(process.device)
+
+    Precision("fp32", process.device)
+    loader = validation_loader(data, images, process)
+    to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
+    scores = score(network, loader, to_device, process, len(images.val))
+    result = {
+        "model": model["name"],
+        "data": data.name,
+        **scores,
+        "checkpoint": str(path),
+        **provenance(process),
+    }
+    if process.is_main:
+        folder.create(to_yaml(config))
+        folder.write_result(result)
+    say(
+        f"{path}: top-1 {scores['top1']:.3f} %, top-5 {scores['top5']:.3f} %, "
+        f"loss {scores['loss']:.4f}, {scores['count']} images of {data.name}",
+        process,
+    )
+    return result
+
+
+def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:
+    """This process's share of the validation split, transformed as the config says."""
+    transform = eval_transform(
+        data.eval_size, crop_ratio=data.eval_crop_ratio, interpolation=data.eval_interpolation
+    )
+    return eval_loader(
+        images.val,
+        transform,
+        batch_size=data.eval_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=process.cpus if data.workers is None else data.workers,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module,
+    loader: Loader,
+    to_device: DeviceBatches,
+    process: Process,
+    expected: int,
+) -> dict[str, Any]:
+    """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
+
+    Every process adds up its own images; one sum over all processes follows. Float64 sums of whole
+    numbers below 2**53 are exact, so the accuracies do not depend on the number of processes.
+
+    Args:
+        network: The bare network (not its distributed wrapper), the same on all processes; is left
+            in evaluation mode. Computes in float32.
+        loader: This process's share of the images.
+        to_device: From host batches to normalised images.
+        process: This process.
+        expected: Images of all processes together.
+
+    Raises:
+        RuntimeError: The processes saw another number of images than expected.
+    """
+    network.eval()
+    exact = torch.float32 if process.device.type == "mps" else torch.float64
+    sums = torch.zeros(4, dtype=exact, device=process.device)
+    for pixels, host_labels in loader.epoch(0):
+        images, labels = to_device(pixels, host_labels)
+        logits = network(images).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        seen = torch.tensor(float(len(labels)), device=sums.device)
+        sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
+    top1, top5, loss, count = process.all_reduce_sum(sums).tolist()
+    if int(count) != expected:
+        raise RuntimeError(f"evaluated {int(count)} images, the split has {expected}")
+    return {
+        "top1": 100 * top1 / count,
+        "top5": 100 * top5 / count,
+        "loss": loss / count,
+        "count": int(count),
+    }

@@ -1,0 +1,109 @@
+"""From the command line to a job: config, processes, run folder, failures."""
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from mobilenext.config import RuntimeConfig, SummaryConfig, fingerprint, register, typed
+from mobilenext.errors import InputError, UserError
+from mobilenext.runtime.backend import configure_torch
+from mobilenext.runtime.distributed import Process, launched_by_torchrun, process_group
+from mobilenext.runtime.run_folder import RunFolder
+
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+Job = Callable[[Any, Process, RunFolder], dict[str, Any]]
+
+
+def launch(job: Job, config_name: str) -> None:
+    """Run a job with the config that the command line describes.
+
+    Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
+    other processes if torchrun started this one, and calls `job(config, process, folder)`. What a
+    user can mend is shown as one message on standard error; the exit code is then 1.
+
+    Args:
+        job: The function to run.
+        config_name: Primary config in `configs/`.
+    """
+    register()
+    if launched_by_torchrun() and {"-m", "--multirun"} & set(sys.argv[1:]):
+        _fail(
+            InputError(
+                "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
+                "of the first. Run the sweep without torchrun, one job after the other: "
+                f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+            )
+        )
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
+    @record  # torchrun's summary shows what failed first
+    def main(composed: DictConfig) -> dict[str, Any] | None:
+        try:
+            return _run(job, composed)
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # Hydra notes it and goes on with the next job
+            _fail(error)
+
+    try:
+        main()
+    except SystemExit as end:
+        # Hydra has printed what is wrong with an override; add what would have been right.
+        hint = _hint(end.__context__)
+        if hint:
+            sys.stderr.write(f"hint: {hint}\n")
+        raise
+
+
+def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
+    config = typed(composed)
+    if isinstance(config, SummaryConfig):
+        runtime, folder = RuntimeConfig(device="cpu"), RunFolder(Path())
+    else:
+        runtime = config.runtime
+        folder = RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
+    configure_torch(runtime.threads, runtime.deterministic)
+    with process_group(runtime.device, runtime.timeout_minutes) as process:
+        return job(config, process, folder)
+
+
+def _fail(error: UserError) -> NoReturn:
+    """Print one message and exit with 1.
+
+    Most errors are every rank's, so ranks other than 0 speak later: if rank 0 has failed as well,
+    torchrun has ended them by then.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(3)
+    where = "" if rank == "0" else f" [rank {rank}]"
+    sys.stderr.write(f"error{where}: {error}\n")
+    raise SystemExit(1)
+
+
+def _hint(error: BaseException | None) -> str | None:
+    """The closest keys to one that does not exist, or all keys at its place."""
+    while error is not None:
+        key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
+        if isinstance(error, OmegaConfBaseException) and key and isinstance(parent, DictConfig):
+            place, _, wrong = str(key).rpartition(".")
+            names = [str(name) for name in parent if name != "hydra"]
+            if wrong not in names:
+                close = difflib.get_close_matches(wrong, names, n=3)
+                inside = f" in {place}" if place else ""
+                found = f"did you mean {' or '.join(close)}? " if close else ""
+                return f"{found}keys{inside}: {', '.join(names)}"
+        error = error.__cause__ or error.__context__
+    return None

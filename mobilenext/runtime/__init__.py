@@ -1,0 +1,4 @@
+"""What surrounds a job: processes, number formats, folders, checkpoints, reports.
+
+Knows nothing of images, networks or configs.
+"""

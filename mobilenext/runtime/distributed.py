@@ -1,0 +1,120 @@
+"""Who this process is among the others, and the few things that processes say to each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mobilenext.errors import InputError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of `world_size` processes, each with a device of its own."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def cpus(self) -> int:
+        """Processor cores for this process: its share of those that the node's processes have."""
+        if hasattr(os, "sched_getaffinity"):
+            available = len(os.sched_getaffinity(0))
+        else:
+            available = os.cpu_count() or 1
+        return max(1, available // self.local_world_size)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """What rank 0 passed, on every rank; any picklable object."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def broadcast_buffers(self, network: nn.Module) -> None:
+        """Give every rank the running statistics of rank 0.
+
+        While training, each rank's norms follow the images of that rank. Evaluation and checkpoints
+        are defined with those of rank 0.
+        """
+        if self.world_size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def launched_by_torchrun() -> bool:
+    """Whether torchrun (or something that sets the same variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
+    """Join the other processes of the job, if there are any, and choose this one's device.
+
+    Args:
+        device: auto (CUDA if there is one, else CPU), cpu, cuda, or another torch device type.
+        timeout_minutes: How long a collective may wait for the others.
+
+    Raises:
+        InputError: The device is not there.
+    """
+    rank = int(os.environ["RANK"]) if launched_by_torchrun() else 0
+    world_size = int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    process = Process(chosen, rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if world_size == 1:
+        yield process
+        return
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=chosen if chosen.type == "cuda" else None,
+    )
+    try:
+        yield process
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"runtime.device={name}: expected auto, cpu, cuda or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise InputError(
+                f"runtime.device={name}: process {local_rank} of this node needs CUDA device "
+                f"{index}, and there are {count}; start fewer processes or use runtime.device=cpu"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("runtime.device=mps: no Apple GPU here; use runtime.device=cpu")
+    return device

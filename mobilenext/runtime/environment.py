@@ -1,0 +1,88 @@
+"""What a result has to say about where it came from: command, commit, versions, hardware."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobilenext.runtime.distributed import Process
+
+PACKAGES = ("mobilenext", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "pillow")
+
+
+def provenance(process: Process) -> dict[str, Any]:
+    """The entries of a result.json that say where it came from."""
+    return {
+        "command": command_line(),
+        "git_commit": git_commit(),
+        "hardware": hardware(process),
+        "versions": versions(),
+    }
+
+
+def command_line() -> str:
+    """The command that started this process, as it could be typed again (without torchrun)."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def git_commit() -> str | None:
+    """The source's commit, with `-dirty` behind it if files differ; None outside a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = _git(folder, "status", "--porcelain")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("-dirty" if dirty else "")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # mobilenext itself, run from an uninstalled checkout
+            found[name] = "not installed"
+    return found
+
+
+def hardware(process: Process) -> dict[str, Any]:
+    """What this run computes on."""
+    accelerator = None
+    if process.device.type == "cuda":
+        accelerator = torch.cuda.get_device_name(process.device)
+    return {
+        "device": process.device.type,
+        "accelerator": accelerator,
+        "processes": process.world_size,
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads_per_process": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from mobilenext.errors import InputError
+from mobilenext.runtime.distributed import process_group
+from mobilenext.runtime.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16),
+     ("fp16", torch.float16), ("auto", torch.float32)],
+)  # fmt: skip
+def test_what_is_computed_in(name: str, dtype: torch.dtype) -> None:
+    precision = Precision(name, CPU)
+    layer = torch.nn.Linear(4, 4)
+    with precision.autocast():
+        out = layer(torch.zeros(1, 4))
+    assert out.dtype == dtype
+    assert precision.scaler.is_enabled() == (name == "fp16")
+    Precision("fp32", CPU)
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(InputError, match=r"expected one of .*bf16.*, got 'half'"):
+        Precision("half", CPU)
+
+
+def test_unknown_device() -> None:
+    with (
+        pytest.raises(InputError, match="expected auto, cpu, cuda or mps"),
+        process_group("tpu9", 1),
+    ):
+        pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_missing_device() -> None:
+    with pytest.raises(InputError, match="there are 0"), process_group("cuda", 1):
+        pass

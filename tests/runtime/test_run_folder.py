@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mobilenext.errors import InputError
+from mobilenext.runtime.files import link_atomically, write_atomically
+from mobilenext.runtime.run_folder import RunFolder
+
+
+def test_nothing_is_made_before_create(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert folder.result() is None
+    assert not (tmp_path / "a").exists()
+    folder.create("seed: 0\n")
+    assert (folder.path / "config.yaml").read_text() == "seed: 0\n"
+    folder.write_result({"top1": 1.5})
+    assert folder.result() == {"top1": 1.5}
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="output_dir="):
+        RunFolder(tmp_path / "file" / "run").create("")
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"top1": ')
+    with pytest.raises(InputError, match=r"result\.json is not JSON.*remove it"):
+        RunFolder(tmp_path).result()
+
+
+def test_metrics_are_rewound_to_a_step(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.rewind_metrics(0)
+    for step in (10, 20, 20, 30):
+        folder.append_metrics({"step": step})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4')  # torn by a kill
+    folder.rewind_metrics(20)
+    folder.append_metrics({"step": 21})
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 20, 21]
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_keeps_its_content(tmp_path: Path) -> None:
+    last, best = tmp_path / "last", tmp_path / "best"
+    for content in (b"1", b"2"):
+        write_atomically(last, lambda file, content=content: file.write(content))
+        if content == b"1":
+            link_atomically(last, best)
+    assert (last.read_bytes(), best.read_bytes()) == (b"2", b"1")
+    link_atomically(last, best)
+    assert best.read_bytes() == b"2"

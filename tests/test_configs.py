@@ -1,0 +1,255 @@
+"""Every config composes, and what it describes builds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from mobilenext.config import (
+    DataConfig,
+    EvaluateConfig,
+    TrainConfig,
+    build,
+    fingerprint,
+    from_plain,
+    parse_number,
+    register,
+    to_plain,
+    typed,
+)
+from mobilenext.errors import InputError
+from mobilenext.main import CONFIG_DIR
+from mobilenext.models.complexity import measure_complexity
+from mobilenext.optim import weight_decay_groups
+
+register()
+
+
+def composed(*overrides: str, job: str = "train") -> Any:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return typed(compose(job, list(overrides)))
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+GROUPS = ["model", "data", "augment", "optimizer", "schedule", "runtime", "experiment"]
+ALL = [(group, choice) for group in GROUPS for choice in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "choice"), ALL)
+def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
+    config = composed(f"{group}={choice}")
+    assert isinstance(config, TrainConfig)
+    network = build(config.model.network, num_classes=10)
+    groups = weight_decay_groups(network, 1e-4, config.decay_norm_and_bias)
+    optimizer = build(config.optimizer, params=groups)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    lr = config.optimizer["lr"]
+    steps = range(5 * config.epochs)
+    rates = [build(config.schedule)(step, base_lr=lr, steps_per_epoch=5) for step in steps]
+    assert 0.7 * lr <= max(rates) <= lr
+    assert min(rates) >= 0
+
+
+@pytest.mark.parametrize("job", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
+def test_every_job_composes(job: str) -> None:
+    composed(*(["checkpoint=x"] if job == "evaluate" else []), job=job)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_config_says_what_it_is(path: Path) -> None:
+    assert path.read_text().startswith("#")
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_multipliers_reach_the_network(model: str) -> None:
+    config = composed(f"model={model}", "width=0.6", "data=synthetic")
+    network = build(config.model.network, num_classes=1000)
+    reference = build({**config.model.network, "width_mult": 0.6}, num_classes=1000)
+    default = build({**config.model.network, "width_mult": 1.0}, num_classes=1000)
+    params = measure_complexity(network).params
+    assert params == measure_complexity(reference).params
+    assert params < measure_complexity(default).params
+    config = composed(f"model={model}", "identity=1/3", "data=synthetic")
+    assert config.identity == 1 / 3
+    if model == "mobilenext":
+        network = build(config.model.network, num_classes=10)
+        assert network.features[20].identity_channels == 0
+        assert network.features[19].identity_channels == 320
+    else:
+        with pytest.raises(InputError, match="has no identity tensor multiplier"):
+            build(config.model.network, num_classes=10)
+
+
+def test_the_recipe_follows_the_data() -> None:
+    digits, imagenet = composed(), composed("data=imagenet", "data.root=/x")
+    assert digits.model.network["strides"] == [1, 2, 2, 2, 2]
+    assert imagenet.model.network["strides"] == [2, 2, 2, 2, 2]
+    assert (imagenet.epochs, imagenet.optimizer["lr"], imagenet.data.global_batch_size) == (
+        210,
+        0.1,
+        512,
+    )
+    assert composed("data=cifar10").model.network["strides"] == [1, 1, 2, 2, 2]
+    # what is chosen beats what the data suggests, without leftovers of it
+    chosen = composed("optimizer=adamw", "schedule=constant", "augment=crop_flip")
+    assert chosen.optimizer["lr"] == 1e-3
+    assert "min_lr" not in chosen.schedule
+    assert chosen.augment.hflip == 0.5
+    assert composed("epochs=3", "optimizer.lr=0.2").optimizer["lr"] == 0.2
+
+
+@pytest.mark.parametrize("model", ["mobilenext", "mobilenetv2"])
+@pytest.mark.parametrize("width", [1.4, 0.35])
+def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
+    for experiment in choices("experiment"):
+        config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
+        assert config.data.name == "imagenet"
+        assert config.model.network["width_mult"] == width
+        assert config.name == f"{experiment}-{model}-{width}"
+
+
+# The released 74.02 run's rates by epoch, as its log has them
+OFFICIAL = {0: 1e-4, 1: 0.0334, 2: 0.0667, 3: 0.09994, 50: 0.0854, 100: 0.05, 150: 0.01465,
+            187: 0.00105, 199: 1.62e-5, 200: 1e-5, 209: 1e-5}  # fmt: skip
+
+
+def test_official_experiment_is_the_released_run() -> None:
+    config = composed("experiment=mobilenext_official")
+    rate = build(config.schedule)
+    for epoch, lr in OFFICIAL.items():
+        step = epoch * 2502 + 1000
+        assert rate(step, base_lr=config.optimizer["lr"], steps_per_epoch=2502) == pytest.approx(
+            lr, rel=0.005
+        )
+    assert config.optimizer == {
+        "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True,
+        "weight_decay": 1e-4, "foreach": True,
+    }  # fmt: skip
+    assert (config.epochs, config.data.global_batch_size, config.label_smoothing) == (210, 512, 0.1)
+    assert not config.decay_norm_and_bias
+    assert config.augment.color_jitter == [0.4, 0.4, 0.4, 0.0]
+    assert (config.augment.interpolation, config.data.eval_interpolation) == ("random", "bicubic")
+    assert config.ema_decay is None
+
+
+def test_paper_text_experiment() -> None:
+    config = composed("experiment=mobilenext_paper_text")
+    assert (config.epochs, config.data.global_batch_size, config.label_smoothing) == (200, 256, 0.0)
+    assert (config.optimizer["lr"], config.optimizer["weight_decay"]) == (0.05, 4e-5)
+    assert config.schedule["cooldown_epochs"] == config.schedule["warmup_epochs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("width=0", "width=0.0: expected a width multiplier above 0"),
+        ("width=-1", "above 0"),
+        ("identity=0", r"identity=0.0: expected .*\(0, 1\]"),
+        ("identity=7/6", r"\(0, 1\]"),
+        ("identity=1/0", "expected a number or a fraction"),
+        ("identity=half", "expected a number or a fraction such as 0.5 or 1/6, got 'half'"),
+        ("epochs=0", "epochs=0: expected at least 1"),
+        ("label_smoothing=1", "label_smoothing"),
+        ("ema_decay=1.5", "ema_decay"),
+        ("clip_grad_norm=0", "clip_grad_norm"),
+        ("optimizer.lr=-1", "optimizer.lr=-1"),
+        ("data.eval_crop_ratio=2", "data.eval_crop_ratio"),
+        ("data.mean=[0.5]", "data.mean=.*expected 3 numbers"),
+        ("data.std=[0,1,1]", "data.std"),
+        ("data.workers=-1", "data.workers"),
+        ("augment.crop_scale=[0.9,0.5]", "augment.crop_scale"),
+        ("augment.color_jitter=[0.4]", "augment.color_jitter"),
+        ("augment.hflip=2", "augment.hflip"),
+        ("augment.mixup=-1", "augment.mixup"),
+        ("runtime.micro_batch=0", "runtime.micro_batch=0: expected at least 1"),
+        ("runtime.timeout_minutes=0", "runtime.timeout_minutes"),
+        ("+typo=1", "unknown key typo: expected one of name, output_dir"),
+        ("+data.typo=1", r"unknown key data\.typo"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        composed(override)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["torch.load", "torch.hub.load", "os.system", "subprocess.run", "builtins.eval",
+     "torch.nn.functional.torch.load", "mobilenext.data.sources.os.system",
+     "mobilenext.models.complexity.copy.deepcopy", "pathlib.Path.write_text",
+     "timm.models.nothing"],
+)  # fmt: skip
+def test_only_listed_targets_are_called(target: str) -> None:
+    with pytest.raises(InputError, match=r"is not allowed|there is no such class"):
+        build({"_target_": target})
+    with pytest.raises(InputError, match=r"is not allowed|there is no such class"):
+        build({"_target_": "mobilenext.models.MobileNeXt", "norm_layer": {"_target_": target}})
+
+
+@pytest.mark.parametrize("target", ["timm.create_model", "torchvision.models.resnet18"])
+def test_other_libraries_networks_build(target: str) -> None:
+    node = {"_target_": target} | ({"model_name": "resnet18"} if "timm" in target else {})
+    assert build(node, num_classes=7).fc.out_features == 7
+
+
+def test_nested_and_partial_targets() -> None:
+    node = {
+        "_target_": "mobilenext.models.MobileNeXt",
+        "width_mult": 0.35,
+        "norm_layer": {"_target_": "torch.nn.BatchNorm2d", "_partial_": True, "eps": 1e-3},
+    }
+    assert build(node).features[0][1].eps == 1e-3
+
+
+def test_unknown_arguments_are_named() -> None:
+    with pytest.raises(
+        InputError, match=r"has no argument dropuot; it takes width_mult, .*dropout"
+    ):
+        build({"_target_": "mobilenext.models.MobileNeXt", "dropuot": 0.1})
+
+
+def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
+    same = fingerprint(composed())
+    for override in ("data.workers=2", "runtime.threads=1", "runtime.log_every=5", "output_dir=/x",
+                     "runtime.device=cpu", "identity=1/1"):  # fmt: skip
+        assert fingerprint(composed(override)) == same, override
+    for override in ("width=0.5", "identity=1/2", "seed=1", "epochs=3", "optimizer.lr=0.3",
+                     "runtime.precision=bf16", "augment.hflip=0.1", "data.image_size=40",
+                     "strides=[1,1,2,2,2]"):  # fmt: skip
+        assert fingerprint(composed(override)) != same, override
+
+
+def test_fingerprint_and_where_data_lies(tmp_path: Path) -> None:
+    def of(data: str, root: Path) -> str:
+        return fingerprint(composed(f"data={data}", f"data.root={root}"))
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert of("imagenet", one) == of("imagenet", two)
+    assert of("imagefolder", one) != of("imagefolder", two)
+    assert of("imagefolder", one) == of("imagefolder", one / ".." / "one")
+
+
+def test_plain_values_give_the_same_config() -> None:
+    config = composed("data=imagefolder", "data.root=/x")
+    assert from_plain(DataConfig, to_plain(config.data)) == config.data
+    with pytest.raises(InputError, match="does not fit this version"):
+        from_plain(DataConfig, {"nmae": "x"})
+
+
+def test_evaluate_config_without_data() -> None:
+    config = composed("checkpoint=x.pt", job="evaluate")
+    assert isinstance(config, EvaluateConfig)
+    assert config.data is None
+    assert composed("checkpoint=x.pt", "data=digits", job="evaluate").data.name == "digits"
+
+
+@pytest.mark.parametrize(("text", "value"), [("1/6", 1 / 6), ("0.5", 0.5), (1, 1.0), ("1", 1.0)])
+def test_numbers(text: object, value: float) -> None:
+    assert parse_number(text) == value
+    assert OmegaConf.create({"a": text, "b": "${number:${a}}"}).b == value

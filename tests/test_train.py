@@ -1,0 +1,326 @@
+"""Training on real images (digits), small."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mobilenext.train as training
+from mobilenext.config import TrainConfig, build, register, typed
+from mobilenext.errors import DivergedError, InputError
+from mobilenext.main import CONFIG_DIR
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.seeding import seed_devices
+
+register()
+CPU = Process(torch.device("cpu"))
+SMALL = ("width=0.35", "data.global_batch_size=48", "epochs=2", "runtime.log_every=10")
+# Norms by image and no dropout: the network no longer depends on how a batch is split.
+SPLIT_FREE = (
+    "model.network.dropout=0",
+    "+model.network.norm_layer={_target_:timm.layers.GroupNorm1,_partial_:true}",
+    "data.global_batch_size=480",  # two steps: rounding errors grow tenfold at each of the first
+    "epochs=1",
+    "runtime.log_every=1",
+    "optimizer.lr=0.01",
+    "schedule=constant",
+)
+
+
+def config(*overrides: str) -> TrainConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return typed(compose("train", [*SMALL, *overrides]))
+
+
+def train(path: Path, *overrides: str) -> dict[str, Any]:
+    return training.train(config(*overrides), CPU, RunFolder(path))
+
+
+def rows(path: Path, kind: str) -> list[dict[str, Any]]:
+    """metrics.jsonl without what differs from run to run."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    clock = ("images_per_second", "data_wait_share")
+    return [
+        {key: value for key, value in line.items() if key not in clock}
+        for line in lines
+        if line["kind"] == kind
+    ]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path / "model.safetensors")
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four epochs."""
+    path = tmp_path_factory.mktemp("finished")
+    train(path, "epochs=4", "ema_decay=0.8")
+    return path
+
+
+def test_a_short_run_improves(finished: Path) -> None:
+    losses = [row["loss"] for row in rows(finished, "train")]
+    assert losses[-1] < 0.6 * losses[0]
+    assert rows(finished, "val")[-1]["top1"] > 75
+    assert rows(finished, "ema")[-1]["top1"] > 75
+
+
+def test_what_a_run_leaves(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    wanted = """model width identity data top1 top5 num_params madds images_per_second
+        data_wait_share epochs seed config command git_commit hardware versions wall_seconds"""
+    assert result.keys() >= set(wanted.split())
+    assert (result["model"], result["width"], result["data"]) == ("mobilenext", 0.35, "digits")
+    assert (result["epochs"], result["steps"], result["images_seen"]) == (4, 116, 116 * 48)
+    assert result["count"] == 360
+    assert result["num_params"] == 645_786
+    assert 0 <= result["data_wait_share"] <= 1
+    assert result["images_per_second"] > 0
+    assert result["versions"]["torch"].startswith("2.")
+    assert result["top1"] == rows(finished, "ema")[-1]["top1"]
+    assert result["best_top1"] == max(row["top1"] for row in rows(finished, "ema"))
+    assert "width: 0.35" in (finished / "config.yaml").read_text()
+    steps = [row["step"] for row in rows(finished, "train")]
+    assert steps == [10, 20, 29, 39, 49, 58, 68, 78, 87, 97, 107, 116]
+    assert {path.name for path in finished.iterdir() if "tfevents" not in path.name} == {
+        "config.yaml", "metrics.jsonl", "result.json", "last.pt", "best.pt", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_tensorboard(finished: Path) -> None:
+    board = EventAccumulator(str(finished)).Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) == {
+        "train/loss", "train/top1", "train/lr", "train/images_per_second", "train/data_wait_share",
+        "val/loss", "val/top1", "val/top5", "ema/loss", "ema/top1", "ema/top5",
+    }  # fmt: skip
+    assert [event.step for event in board.Scalars("val/top1")] == [29, 58, 87, 116]
+    (image,) = board.Images("train/images")
+    assert (image.width, image.height) == (8 * 34 + 2, 2 * 34 + 2)
+    text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "width: 0.35" in text
+
+
+def test_a_finished_run_returns_at_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    result = train(finished, "epochs=4", "ema_decay=0.8")
+    assert result == json.loads((finished / "result.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_torn_run_goes_on_bit_equal(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    update = training._update
+
+    def die_in_the_second_epoch(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 45:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    monkeypatch.setattr(training, "_update", die_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, "epochs=4", "ema_decay=0.8")
+    assert not (tmp_path / "result.json").exists()
+    assert rows(tmp_path, "train")[-1]["step"] == 39
+    monkeypatch.setattr(training, "_update", update)
+    train(tmp_path, "epochs=4", "ema_decay=0.8")
+    assert_same_weights(tmp_path, finished)
+    for kind in ("train", "val", "ema"):
+        assert rows(tmp_path, kind) == rows(finished, kind)
+    one, two = (json.loads((path / "result.json").read_text()) for path in (tmp_path, finished))
+    assert one["images_seen"] == two["images_seen"]
+    assert one["scores"] == two["scores"]
+
+
+def test_a_run_repeats(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        train(tmp_path / name, "epochs=1", f"seed={seed}", "augment.mixup=0.2")
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    assert rows(tmp_path / "one", "train") != rows(tmp_path / "three", "train")
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Equal losses step by step, and weights that differ far less than training moved them."""
+    losses = [[row["loss"] for row in rows(path, "train")] for path in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert len(losses[0]) == 2
+    seed_devices("init", 0)
+    start = build(config(*SPLIT_FREE).model.network, num_classes=10).state_dict()
+    first, second = weights(one), weights(two)
+    moved = torch.stack([(first[name] - start[name]).square().sum() for name in start]).sum()
+    apart = torch.stack([(first[name] - second[name]).square().sum() for name in start]).sum()
+    assert apart.sqrt() < 0.01 * moved.sqrt()
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
+    train(tmp_path / "whole", *SPLIT_FREE)
+    train(tmp_path / "parts", *SPLIT_FREE, "runtime.micro_batch=60")
+    assert_same_training(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_two_processes_train_as_one(tmp_path: Path, run) -> None:
+    arguments = ["train.py", *SMALL, *SPLIT_FREE, "augment.mixup=0.2", "runtime.micro_batch=60"]
+    run(*arguments, "output_dir=one")
+    done = run(*arguments, "output_dir=two", processes=2)
+    assert done.stdout.count("finished: top-1") == 1
+    (one,) = (tmp_path / "one").glob("*/*")
+    (two,) = (tmp_path / "two").glob("*/*")
+    assert one.relative_to(tmp_path / "one") == two.relative_to(tmp_path / "two")
+    assert_same_training(one, two)
+    (alone,), (together,) = rows(one, "val"), rows(two, "val")
+    assert alone["count"] == together["count"] == 360
+    assert alone["loss"] == pytest.approx(together["loss"], rel=0.01)
+
+
+def test_two_processes_with_batch_norm(tmp_path: Path, run) -> None:
+    run("train.py", *SMALL, "epochs=4", "ema_decay=0.8", processes=2)
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["hardware"]["processes"] == 2
+    assert result["count"] == 360
+    assert result["scores"]["val"]["top1"] > 60
+    # the stored statistics are those that were evaluated
+    done = run("scripts/evaluate.py", f"checkpoint={folder / 'last.pt'}", processes=2)
+    assert f"top-1 {result['top1']:.3f} %" in done.stdout
+    assert "360 images" in done.stdout
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
+    arguments = ("epochs=1", "optimizer.lr=0.02", "clip_grad_norm=5", "data.global_batch_size=240")
+    train(tmp_path / "fp32", *arguments)
+    result = train(tmp_path / precision, *arguments, f"runtime.precision={precision}")
+    assert result["precision"] == precision
+    full, low = rows(tmp_path / "fp32", "train"), rows(tmp_path / precision, "train")
+    assert low[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.15)
+    assert {value.dtype for value in weights(tmp_path / precision).values()} == {
+        torch.float32, torch.int64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop_tf", "adamw"])
+def test_other_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
+    lr = {"rmsprop_tf": 0.002, "adamw": 0.003}[optimizer]
+    train(tmp_path, f"optimizer={optimizer}", f"optimizer.lr={lr}", "schedule=constant")
+    losses = [row["loss"] for row in rows(tmp_path, "train")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_mobilenetv2_trains(tmp_path: Path) -> None:
+    result = train(tmp_path, "model=mobilenetv2", "epochs=2")
+    assert result["model"] == "mobilenetv2"
+    losses = [row["loss"] for row in rows(tmp_path, "train")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_class_folders_train(tmp_path: Path, photo_folder: Path) -> None:
+    overrides = ("data=imagefolder", f"data.root={photo_folder}", "data.global_batch_size=8",
+                 "data.image_size=64", "epochs=2", "schedule=constant", "optimizer.lr=0.01",
+                 "data.workers=1", "data.eval_batch_size=3")  # fmt: skip
+    result = train(tmp_path / "run", *overrides)
+    assert (result["count"], result["data"], result["image_size"]) == (10, "imagefolder", 64)
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(tmp_path: Path) -> None:
+    train(tmp_path / "plain", "epochs=1")
+    train(tmp_path / "compiled", "epochs=1", "runtime.compile=true")
+    plain, compiled = rows(tmp_path / "plain", "train"), rows(tmp_path / "compiled", "train")
+    assert plain[0]["loss"] == pytest.approx(compiled[0]["loss"], rel=0.05)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"at step \d+ \(epoch 1, learning rate .*no checkpoint"
+    ):
+        train(tmp_path, "optimizer.lr=1e25", "schedule=constant")
+    assert not (tmp_path / "result.json").exists()
+    assert not (tmp_path / "last.pt").exists()
+    text = (tmp_path / "metrics.jsonl").read_text() if (tmp_path / "metrics.jsonl").exists() else ""
+    assert "NaN" not in text
+
+
+def test_the_last_good_checkpoint_survives_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 0
+    update = training._update
+
+    def poison(*arguments: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        loss, correct = update(*arguments)
+        return (loss * float("nan") if steps >= 35 else loss), correct
+
+    monkeypatch.setattr(training, "_update", poison)
+    with pytest.raises(
+        DivergedError, match=r"at step 35 \(epoch 2.*last good checkpoint is"
+    ) as caught:
+        train(tmp_path)
+    assert str(tmp_path / "last.pt") in str(caught.value)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["step"]) == (1, 29)
+    assert all(value.isfinite().all() for value in checkpoint["network"].values())
+
+
+@pytest.mark.parametrize("other", ["model=mobilenetv2", "width=0.5", "identity=1/2"])
+def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, other: str) -> None:
+    (tmp_path / "last.pt").write_bytes((finished / "last.pt").read_bytes())
+    with pytest.raises(InputError, match=r"expected a checkpoint with the model .*it has"):
+        train(tmp_path, other)
+    assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.global_batch_size=1438"], "more than the 1437 training images"),
+        (["data.global_batch_size=0"], "can't be shared evenly by 1 process:"),
+        (["runtime.micro_batch=36"], "runtime.micro_batch=36: expected a divisor of 48"),
+        (["schedule.cooldown_epochs=2"], "raise epochs, or lower schedule.cooldown_epochs"),
+        (["augment.mixup=1", "data.global_batch_size=33"], "even number of images"),
+        (["augment.interpolation=lanczos"], "augment.interpolation: expected one of random"),
+        (["runtime.precision=half"], "runtime.precision: expected one of"),
+        (["runtime.device=cuda:99"], "there are"),
+        (["strides=[2,2]"], "expected 5 values of 1 or 2"),
+        (["data=imagefolder"], "data.root is not set"),
+        (["data=imagefolder", "data.root=/nowhere"], "found none there"),
+        (["model=mobilenetv2", "identity=1/2"], "has no identity tensor multiplier"),
+        (["optimizer._target_=torch.load"], "is not allowed"),
+        (["+optimizer.momentun=0.1"], "has no argument momentun"),
+    ],
+)
+def test_wrong_input_leaves_nothing_behind(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    def start() -> None:
+        chosen = config(*overrides)
+        from mobilenext.runtime.distributed import process_group
+
+        with process_group(chosen.runtime.device, 1) as process:
+            training.train(chosen, process, RunFolder(tmp_path / "run"))
+
+    with pytest.raises(InputError, match=message):
+        start()
+    mixing_is_found_late = "augment.mixup=1" in overrides
+    assert (tmp_path / "run").exists() == mixing_is_found_late

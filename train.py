@@ -1,0 +1,10 @@
+"""Train a network: `python train.py model=mobilenext width=1.0`, also under torchrun.
+
+`python train.py --help` lists the choices, README.md the ways of use.
+"""
+
+from mobilenext.main import launch
+from mobilenext.train import train
+
+if __name__ == "__main__":
+    launch(train, config_name="train")
