@@ -238,8 +238,8 @@ class EvaluateConfig:
     """A .pt checkpoint or a .safetensors file of a run."""
     name: str = "evaluate"
     output_dir: str = _machine_only("runs")
-    data: DataConfig | None = None
-    """What to evaluate on; null: the data that the run was evaluated on."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Entries of a `DataConfig`; what is null is as in the run, or all is of a chosen group."""
     runtime: RuntimeConfig = MISSING
 
 
@@ -364,15 +364,33 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
 
 
+def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfig:
+    """The data to evaluate on: a chosen group, or the run's own with some entries replaced.
+
+    Args:
+        stored: The run's `DataConfig` as plain values.
+        wanted: `EvaluateConfig.data`.
+
+    Raises:
+        InputError: A name or a type does not fit.
+    """
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if "source" in given:
+        return from_plain(DataConfig, given)
+    values = {**stored, **given}
+    if "root" in given:
+        values["source"] = {**stored["source"], "root": given["root"]}
+    return from_plain(DataConfig, values)
+
+
 def fingerprint(config: TrainConfig | EvaluateConfig) -> str:
     """12 hexadecimal digits of everything in a config that determines the result."""
     plain = _without_machine(config)
     if isinstance(config, EvaluateConfig):
-        plain["checkpoint"] = os.path.abspath(config.checkpoint)
-    if config.data is not None:
-        root = config.data.root
-        named = config.data.root_names_data and root is not None
-        plain["data"]["root"] = os.path.abspath(root) if named and root is not None else None
+        plain["checkpoint"] = _absolute(config.checkpoint)
+    else:
+        root = config.data.root if config.data.root_names_data else None
+        plain["data"]["root"] = None if root is None else _absolute(root)
         source = config.data.source.items()
         plain["data"]["source"] = {k: v for k, v in source if k not in ("root", "download")}
     text = json.dumps(plain, sort_keys=True)
@@ -410,7 +428,20 @@ def build(
             f"{node['_target_']} has no argument {', '.join(unknown)}; it takes "
             f"{', '.join(parameters)}"
         )
-    return partial(target, **given) if node.get("_partial_") else target(**given)
+    for key, value in given.items():
+        if isinstance(parameters[key].default if key in parameters else None, bool) and (
+            not isinstance(value, bool)
+        ):
+            raise InputError(f"{node['_target_']}: {key}={value!r}: expected true or false")
+    if node.get("_partial_"):
+        return partial(target, **given)
+    try:
+        return target(**given)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        values = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+        raise InputError(f"{node['_target_']} did not take {values}: {error}") from error
 
 
 def _build_nested(value: Any, allowed: tuple[str, ...]) -> Any:
@@ -440,6 +471,10 @@ def _find_target(name: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
     if not callable_here or not _listed(home, (*allowed, "timm.models.")):
         raise InputError(refusal)
     return target
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _listed(name: str, allowed: tuple[str, ...]) -> bool:

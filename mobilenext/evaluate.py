@@ -7,17 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobilenext.config import DataConfig, EvaluateConfig, build, from_plain, to_yaml
+from mobilenext.config import (
+    DataConfig,
+    EvaluateConfig,
+    build,
+    evaluation_data,
+    from_plain,
+    to_yaml,
+)
 from mobilenext.data import DeviceBatches, ImageData, Loader, eval_loader, eval_transform
 from mobilenext.errors import InputError
 from mobilenext.runtime.checkpoint import load_into, load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.monitor import say
-from mobilenext.runtime.precision import Precision
+from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 
-RESTORABLE_TARGETS = ("mobilenext.models.", "timm.create_model", "torchvision.models.")
+RESTORABLE_TARGETS = (
+    "mobilenext.models.",
+    "timm.create_model",
+    "timm.layers.",
+    "torch.nn.",
+    "torchvision.models.",
+    "torchvision.ops.",
+)
 """What a checkpoint may ask for: narrower than what the command line may."""
 
 
@@ -38,7 +52,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     path = Path(config.checkpoint)
     tensors, described = load_weights(path)
     trained_on = from_plain(DataConfig, described["data"])
-    data = config.data or trained_on
+    data = evaluation_data(described["data"], config.data)
     images: ImageData = build(data.source, ("mobilenext.data.",))
     if list(images.classes) != described["classes"]:
         raise InputError(
@@ -59,7 +73,6 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     load_into(network, tensors, path)
     network.to(process.device)
 
-    Precision("fp32", process.device)
     loader = validation_loader(data, images, process)
     to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
     scores = score(network, loader, to_device, process, len(images.val))
@@ -70,9 +83,8 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
         "checkpoint": str(path),
         **provenance(process),
     }
-    if process.is_main:
-        folder.create(to_yaml(config))
-        folder.write_result(result)
+    process.on_main(lambda: folder.create(to_yaml(config)))
+    process.on_main(lambda: folder.write_result(result))
     say(
         f"{path}: top-1 {scores['top1']:.3f} %, top-5 {scores['top5']:.3f} %, "
         f"loss {scores['loss']:.4f}, {scores['count']} images of {data.name}",
@@ -126,7 +138,8 @@ def score(
     sums = torch.zeros(4, dtype=exact, device=process.device)
     for pixels, host_labels in loader.epoch(0):
         images, labels = to_device(pixels, host_labels)
-        logits = network(images).float()
+        with ieee_float32():
+            logits = network(images)
         losses = F.cross_entropy(logits, labels, reduction="none")
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         seen = torch.tensor(float(len(labels)), device=sums.device)

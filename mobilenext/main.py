@@ -4,9 +4,10 @@ import difflib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +16,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mobilenext.config import RuntimeConfig, SummaryConfig, fingerprint, register, typed
+from mobilenext.config import (
+    JobConfig,
+    RuntimeConfig,
+    SummaryConfig,
+    fingerprint,
+    register,
+    typed,
+)
 from mobilenext.errors import InputError, UserError
 from mobilenext.runtime.backend import configure_torch
 from mobilenext.runtime.distributed import Process, launched_by_torchrun, process_group
+from mobilenext.runtime.precision import resolve_precision
 from mobilenext.runtime.run_folder import RunFolder
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
@@ -37,25 +46,35 @@ def launch(job: Job, config_name: str) -> None:
         job: The function to run.
         config_name: Primary config in `configs/`.
     """
-    register()
+    if not CONFIG_DIR.is_dir():
+        _show(InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project"))
+        raise SystemExit(1)
     if launched_by_torchrun() and {"-m", "--multirun"} & set(sys.argv[1:]):
-        _fail(
+        _show(
             InputError(
                 "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
                 "of the first. Run the sweep without torchrun, one job after the other: "
                 f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
             )
         )
+        raise SystemExit(1)
+    register()
+    failed_jobs = 0
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
     @record  # torchrun's summary shows what failed first
     def main(composed: DictConfig) -> dict[str, Any] | None:
+        nonlocal failed_jobs
         try:
             return _run(job, composed)
         except UserError as error:
+            # The process group, if any, still stands (see `process_group`): the message of this
+            # rank comes before those of others that lost it.
+            _show(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # Hydra notes it and goes on with the next job
-            _fail(error)
+                failed_jobs += 1  # the other jobs of the sweep go on
+                return None
+            raise SystemExit(1) from None
 
     try:
         main()
@@ -65,22 +84,29 @@ def launch(job: Job, config_name: str) -> None:
         if hint:
             sys.stderr.write(f"hint: {hint}\n")
         raise
+    if failed_jobs:
+        sys.stderr.write(f"{failed_jobs} of the sweep's jobs failed: see the errors above\n")
+        raise SystemExit(1)
 
 
 def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
     config = typed(composed)
-    if isinstance(config, SummaryConfig):
-        runtime, folder = RuntimeConfig(device="cpu"), RunFolder(Path())
-    else:
-        runtime = config.runtime
-        folder = RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
+    runtime = getattr(config, "runtime", None) or RuntimeConfig(device="cpu")
     configure_torch(runtime.threads, runtime.deterministic)
     with process_group(runtime.device, runtime.timeout_minutes) as process:
-        return job(config, process, folder)
+        # Resolved before the run folder is named, since it decides the result.
+        runtime.precision = resolve_precision(runtime.precision, process.device)
+        return job(config, process, _folder(config))
 
 
-def _fail(error: UserError) -> NoReturn:
-    """Print one message and exit with 1.
+def _folder(config: JobConfig) -> RunFolder:
+    if isinstance(config, SummaryConfig):
+        return RunFolder(Path())  # writes nothing
+    return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
+
+
+def _show(error: UserError) -> None:
+    """Print one message, with a traceback if HYDRA_FULL_ERROR is set.
 
     Most errors are every rank's, so ranks other than 0 speak later: if rank 0 has failed as well,
     torchrun has ended them by then.
@@ -88,9 +114,11 @@ def _fail(error: UserError) -> NoReturn:
     rank = os.environ.get("RANK", "0")
     if rank != "0":
         time.sleep(3)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
     where = "" if rank == "0" else f" [rank {rank}]"
     sys.stderr.write(f"error{where}: {error}\n")
-    raise SystemExit(1)
+    sys.stderr.flush()
 
 
 def _hint(error: BaseException | None) -> str | None:

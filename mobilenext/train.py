@@ -6,6 +6,7 @@ processes, the number formats and the run folder. The network, the optimiser, th
 data source arrive by `_target_` from the config.
 """
 
+import math
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -63,11 +64,11 @@ def train(  # noqa: C901 - one linear story
         InputError: Something in the config, the data or the folder is not what it has to be.
         DivergedError: The loss stopped being finite.
     """
-    result = process.from_main(folder.result() if process.is_main else None)
+    result = process.on_main(folder.result)
     if result is not None:
         say(f"already finished: top-1 {result['top1']:.2f} %\nrun folder: {folder.path}", process)
         return result
-    session_start = time.monotonic()
+    session_start, source = time.monotonic(), provenance(process)
     device, data = process.device, config.data
 
     # ---- data ----
@@ -93,19 +94,19 @@ def train(  # noqa: C901 - one linear story
     learning_rate = partial(
         build(config.schedule), base_lr=config.optimizer["lr"], steps_per_epoch=len(batches)
     )
-    learning_rate(0)  # a schedule that does not fit the epochs stops here
+    _check_schedule(learning_rate, config.epochs, len(batches))
     precision = Precision(config.runtime.precision, device)
 
     # ---- the state, from the run's last checkpoint if there is one ----
     model = {**to_plain(config.model), "num_classes": len(images.classes)}
     described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
     state = TrainState(described, network, ema, optimizer, precision.scaler)
-    found = process.is_main and folder.last.exists()
-    checkpoint = process.from_main(load_checkpoint(folder.last) if found else None)
+    checkpoint = process.on_main(lambda: load_checkpoint(folder.last, missing_ok=True))
     if checkpoint is not None:
         state.restore(checkpoint, folder.last)
-    if process.is_main:
-        folder.create(to_yaml(config))
+        process.on_main(lambda: _mark_best(state, folder))  # a kill may have come before it
+    config_yaml = to_yaml(config)
+    process.on_main(lambda: folder.create(config_yaml))
     wall_before = state.clock.wall_seconds
     say(_start_line(config, state, complexity, images, process, precision), process)
     say(f"run folder: {folder.path}", process)
@@ -119,7 +120,7 @@ def train(  # noqa: C901 - one linear story
         for batch, (pixels, host_labels) in enumerate(
             meter.timed(monitor.steps(batches.epoch(epoch), epoch))
         ):
-            monitor.describe_once(to_yaml(config), pixels)
+            monitor.describe_once(config_yaml, pixels)
             inputs, labels = to_device(pixels, host_labels)
             inputs, targets = mixing(inputs, labels, epoch, batch)
             lr = learning_rate(state.step)
@@ -141,18 +142,17 @@ def train(  # noqa: C901 - one linear story
 
         state.epoch = epoch + 1
         state.broadcast_buffers(process)
-        best_so_far = state.record(
-            {
-                name: score(weights, val_batches, to_device, process, len(images.val))
-                for name, weights in state.evaluated().items()
-            }
-        )
+        scores = {
+            name: score(weights, val_batches, to_device, process, len(images.val))
+            for name, weights in state.evaluated().items()
+        }
+        if not all(math.isfinite(values["loss"]) for values in scores.values()):
+            monitor.close()
+            raise _diverged(state.step, epoch, learning_rate, folder)
+        state.record(scores)
         state.clock.wall_seconds = wall_before + time.monotonic() - session_start
         monitor.epoch(epoch, state.step, state.scores)
-        if process.is_main:
-            save_checkpoint(folder.last, state.to_plain())
-            if best_so_far:
-                link_atomically(folder.last, folder.best)
+        process.on_main(lambda: _save(state, folder))
     monitor.close()
 
     # ---- result ----
@@ -177,13 +177,10 @@ def train(  # noqa: C901 - one linear story
         "wall_seconds": state.clock.wall_seconds,
         "seed": config.seed,
         "precision": precision.name,
-        **provenance(process),
+        **source,
         "config": to_plain(config),
     }
-    if process.is_main:
-        final = state.evaluated()[state.headline]
-        save_weights(folder.weights, final, {**described, "scores": state.scores})
-        folder.write_result(result)
+    process.on_main(lambda: _finish(state, folder, result))
     say(
         f"finished: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} % of "
         f"{scores['count']:,} held-out {data.name} images "
@@ -207,7 +204,7 @@ def _update(
 
     Returns:
         Mean loss over the share and number of correct predictions, on the device: nothing here
-        waits for it.
+        waits for it, except fp16's gradient scaler.
     """
     loss = torch.zeros((), device=inputs.device)
     correct = torch.zeros((), dtype=torch.long, device=inputs.device)
@@ -250,6 +247,11 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
         pin_memory=process.device.type == "cuda",
     )
     share = data.global_batch_size // process.world_size
+    if share % 2 and (augment["mixup"] or augment["cutmix"]):
+        raise InputError(
+            f"mixup and cutmix pair images: expected an even number of them on each process, got "
+            f"{share}; change data.global_batch_size"
+        )
     micro_batch = config.runtime.micro_batch
     if micro_batch is not None and share % micro_batch:
         raise InputError(
@@ -288,6 +290,33 @@ def _start_line(
         f"epochs: {config.epochs}{done_before}, batch {config.data.global_batch_size} on "
         f"{process.world_size} x {process.device.type}, {precision.name}"
     )
+
+
+def _check_schedule(learning_rate: partial[float], epochs: int, steps_per_epoch: int) -> None:
+    """Ask for every epoch's rate, so that a schedule that can't be stops before training."""
+    try:
+        rates = [learning_rate(epoch * steps_per_epoch) for epoch in range(epochs)]
+    except (TypeError, ArithmeticError) as error:
+        raise InputError(f"schedule {learning_rate.keywords}: {error}") from error
+    if min(rates) < 0:
+        raise InputError(f"schedule {learning_rate.keywords}: the rate falls to {min(rates):g}")
+
+
+def _save(state: TrainState, folder: RunFolder) -> None:
+    save_checkpoint(folder.last, state.to_plain())
+    _mark_best(state, folder)
+
+
+def _mark_best(state: TrainState, folder: RunFolder) -> None:
+    """If last.pt is the best so far, make best.pt a second name of it."""
+    if state.best["epoch"] == state.epoch:
+        link_atomically(folder.last, folder.best)
+
+
+def _finish(state: TrainState, folder: RunFolder, result: dict[str, Any]) -> None:
+    final = state.evaluated()[state.headline]
+    save_weights(folder.weights, final, {**state.described, "scores": state.scores})
+    folder.write_result(result)
 
 
 def _diverged(

@@ -61,7 +61,11 @@ def run(tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1" if processes > 1 else "2"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1" if processes > 1 else "2",
+                "CUDA_VISIBLE_DEVICES": "",  # the same tests everywhere; `gpu` tests have their own
+            },
         )
         if ok:
             assert done.returncode == 0, done.stdout + done.stderr

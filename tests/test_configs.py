@@ -13,6 +13,7 @@ from mobilenext.config import (
     EvaluateConfig,
     TrainConfig,
     build,
+    evaluation_data,
     fingerprint,
     from_plain,
     parse_number,
@@ -24,6 +25,7 @@ from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.optim import weight_decay_groups
+from tests.optim.test_schedules import OFFICIAL
 
 register()
 
@@ -114,11 +116,6 @@ def test_experiments_take_either_model_and_any_width(model: str, width: float) -
         assert config.name == f"{experiment}-{model}-{width}"
 
 
-# The released 74.02 run's rates by epoch, as its log has them
-OFFICIAL = {0: 1e-4, 1: 0.0334, 2: 0.0667, 3: 0.09994, 50: 0.0854, 100: 0.05, 150: 0.01465,
-            187: 0.00105, 199: 1.62e-5, 200: 1e-5, 209: 1e-5}  # fmt: skip
-
-
 def test_official_experiment_is_the_released_run() -> None:
     config = composed("experiment=mobilenext_official")
     rate = build(config.schedule)
@@ -135,13 +132,31 @@ def test_official_experiment_is_the_released_run() -> None:
     assert not config.decay_norm_and_bias
     assert config.augment.color_jitter == [0.4, 0.4, 0.4, 0.0]
     assert (config.augment.interpolation, config.data.eval_interpolation) == ("random", "bicubic")
+    assert config.augment.crop_scale == [0.08, 1.0]
+    assert (config.data.image_size, config.data.eval_crop_ratio) == (224, 0.875)
+    assert config.model.network["strides"] == [2, 2, 2, 2, 2]
+    assert config.model.network["dropout"] == 0.2
+    assert config.runtime.precision == "fp32"
     assert config.ema_decay is None
+
+
+def test_the_command_line_wins_over_an_experiment() -> None:
+    chosen = ("augment=none", "schedule=cosine", "optimizer=adamw", "epochs=7", "seed=3")
+    config = composed("experiment=mobilenext_official", *chosen)
+    assert (config.augment.crop_scale, config.augment.color_jitter[0]) == ([1.0, 1.0], 0.0)
+    assert (config.schedule["every"], config.schedule["cooldown_epochs"]) == ("step", 0)
+    assert (config.optimizer["lr"], config.epochs, config.seed) == (1e-3, 7, 3)
+    assert "momentum" not in config.optimizer
 
 
 def test_paper_text_experiment() -> None:
     config = composed("experiment=mobilenext_paper_text")
     assert (config.epochs, config.data.global_batch_size, config.label_smoothing) == (200, 256, 0.0)
     assert (config.optimizer["lr"], config.optimizer["weight_decay"]) == (0.05, 4e-5)
+    assert not config.optimizer["nesterov"]
+    assert config.decay_norm_and_bias
+    assert config.model.network["strides"] == [2, 2, 2, 2, 2]
+    assert (config.augment.hflip, config.augment.color_jitter) == (0.5, [0.0] * 4)
     assert config.schedule["cooldown_epochs"] == config.schedule["warmup_epochs"] == 0
 
 
@@ -207,6 +222,25 @@ def test_nested_and_partial_targets() -> None:
     assert build(node).features[0][1].eps == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.momentum=0", "did not take .*momentum.*Nesterov"),
+        ("optimizer.weight_decay=-1", "did not take .*weight_decay"),
+        ("optimizer.nesterov=maybe", "nesterov='maybe': expected true or false"),
+        ("model.network.dropout=2", "did not take .*dropout"),
+    ],
+)
+def test_values_that_a_constructor_refuses(override: str, message: str) -> None:
+    config = composed(override)
+    more: dict[str, Any] = {"num_classes": 10}
+    node = config.model.network
+    if override.startswith("optimizer"):
+        node, more = config.optimizer, {"params": [torch.nn.Parameter(torch.zeros(1))]}
+    with pytest.raises(InputError, match=message):
+        build(node, **more)
+
+
 def test_unknown_arguments_are_named() -> None:
     with pytest.raises(
         InputError, match=r"has no argument dropuot; it takes width_mult, .*dropout"
@@ -227,11 +261,13 @@ def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
 
 def test_fingerprint_and_where_data_lies(tmp_path: Path) -> None:
     def of(data: str, root: Path) -> str:
-        return fingerprint(composed(f"data={data}", f"data.root={root}"))
+        return fingerprint(composed(f"data={data}", f"data.root='{root}'"))
 
     one, two = tmp_path / "one", tmp_path / "two"
     assert of("imagenet", one) == of("imagenet", two)
     assert of("imagefolder", one) != of("imagefolder", two)
+    assert of("imagenette", one) != of("imagenette", two)
+    assert of("imagefolder", Path("~/x")) == of("imagefolder", Path.home() / "x")
     assert of("imagefolder", one) == of("imagefolder", one / ".." / "one")
 
 
@@ -242,11 +278,21 @@ def test_plain_values_give_the_same_config() -> None:
         from_plain(DataConfig, {"nmae": "x"})
 
 
-def test_evaluate_config_without_data() -> None:
-    config = composed("checkpoint=x.pt", job="evaluate")
-    assert isinstance(config, EvaluateConfig)
-    assert config.data is None
-    assert composed("checkpoint=x.pt", "data=digits", job="evaluate").data.name == "digits"
+def test_evaluation_data_is_the_runs_or_a_groups() -> None:
+    stored = to_plain(composed("data=imagefolder", "data.root=/old", "data.image_size=96").data)
+
+    def data(*overrides: str) -> DataConfig:
+        config = composed("checkpoint=x.pt", *overrides, job="evaluate")
+        assert isinstance(config, EvaluateConfig)
+        return evaluation_data(stored, config.data)
+
+    assert to_plain(data()) == stored
+    moved = data("data.root=/new", "data.eval_batch_size=7")
+    assert (moved.root, moved.source["root"]) == ("/new", "/new")
+    assert (moved.eval_size, moved.eval_batch_size) == (96, 7)
+    chosen = data("data=digits")
+    assert (chosen.name, chosen.eval_size) == ("digits", 32)
+    assert data("data=imagenet", "data.root=/x").source["root"] == "/x"
 
 
 @pytest.mark.parametrize(("text", "value"), [("1/6", 1 / 6), ("0.5", 0.5), (1, 1.0), ("1", 1.0)])

@@ -9,8 +9,6 @@ from mobilenext.data import DeviceBatches, eval_loader, eval_transform, syntheti
 from mobilenext.evaluate import score
 from mobilenext.runtime.distributed import Process
 
-SMALL = ("width=0.35", "epochs=1", "data.global_batch_size=96")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

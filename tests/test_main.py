@@ -1,9 +1,14 @@
 """The command line, as a user meets it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import REPO
 
 SMALL = ("width=0.35", "data.global_batch_size=96")
 
@@ -56,7 +61,9 @@ def test_a_sweep_runs_and_a_failing_job_does_not_stop_it(run, tmp_path: Path) ->
     sweep = ("train.py", "-m", *SMALL, "identity=1/2,2,1/6", "epochs=1")
     done = run(*sweep, ok=False)
     assert done.returncode == 1
-    assert "identity=2.0: expected" in done.stderr
+    assert done.stderr.count("error: identity=2.0: expected") == 1
+    assert "1 of the sweep's jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/*/result.json")]
     assert sorted(result["identity"] for result in results) == [1 / 6, 1 / 2]
     again = run(*sweep, ok=False)
@@ -73,3 +80,45 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
         assert word in epochs[0]
     assert lines[-1].startswith("run folder: runs/mobilenext-0.35-digits/")
     assert "\r" not in done.stdout
+
+
+def test_a_progress_bar_where_there_is_one(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    mine, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 170))
+    command = [sys.executable, str(REPO / "train.py"), *SMALL, "epochs=1", "runtime.log_every=2"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        env={**os.environ, "COLUMNS": "150"},
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(mine, 65536)
+            except OSError:  # Linux says so when the other end has closed
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.wait() == 0
+    os.close(mine)
+    bar = shown.decode().split("\r")
+    assert any("epoch 1/1" in state and "/14" in state for state in bar)
+    assert any("train top-1" in state and "images/s" in state for state in bar)
+
+
+def test_a_damaged_image_on_another_rank_is_named(run, tmp_path: Path, photo_folder: Path) -> None:
+    for file in (photo_folder / "train" / "temple").glob("*.jpg"):
+        file.write_bytes(file.read_bytes()[:3000])
+    arguments = ["data=imagefolder", f"data.root={photo_folder}", "data.global_batch_size=2",
+                 "data.image_size=32", "data.workers=0", "width=0.35", "epochs=4",
+                 "schedule=constant"]  # fmt: skip
+    done = run("train.py", *arguments, processes=2, ok=False)
+    assert done.returncode == 1
+    assert "expected an image file, could not decode it" in done.stderr
+    assert "error" in done.stderr

@@ -77,15 +77,7 @@ def train_transform(
     if erasing > 0:
         erase = v2.RandomErasing(erasing, value=fill)  # pyright: ignore[reportArgumentType]
 
-    def transform(image: PIL.Image.Image) -> Tensor:
-        for step in steps:
-            image = step(image)
-        pixels = _pixels(image)
-        if erase is not None:
-            pixels = erase(pixels.permute(2, 0, 1)).permute(1, 2, 0)
-        return pixels
-
-    return transform
+    return _HostTransform(steps, erase)
 
 
 def eval_transform(
@@ -109,7 +101,7 @@ def eval_transform(
         math.floor(image_size / crop_ratio), interpolation=str_to_interp_mode(interpolation)
     )
     crop = v2.CenterCrop(image_size)
-    return lambda image: _pixels(crop(resize(image)))
+    return _HostTransform([resize, crop])
 
 
 def _check_interpolation(key: str, value: str, choices: Sequence[str]) -> None:
@@ -117,5 +109,18 @@ def _check_interpolation(key: str, value: str, choices: Sequence[str]) -> None:
         raise InputError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _pixels(image: PIL.Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image))
+class _HostTransform:
+    """Steps on the image, then one on the pixels; picklable, for loader processes."""
+
+    def __init__(
+        self, steps: Sequence[Callable[..., Any]], erase: Callable[..., Tensor] | None = None
+    ) -> None:
+        self.steps, self.erase = steps, erase
+
+    def __call__(self, image: PIL.Image.Image) -> Tensor:
+        for step in self.steps:
+            image = step(image)
+        pixels = torch.from_numpy(np.array(image))
+        if self.erase is not None:
+            pixels = self.erase(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+        return pixels

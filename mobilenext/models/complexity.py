@@ -36,15 +36,12 @@ class Complexity:
     stages: tuple[StageCost, ...]
 
 
-def measure_complexity(
-    network: nn.Module, image_size: int = 224, in_channels: int = 3
-) -> Complexity:
+def measure_complexity(network: nn.Module, image_size: int = 224) -> Complexity:
     """Count a network's cost without computing anything (on torch's meta device).
 
     Args:
         network: Any image classifier; left as it is. Stages are found where it has `features`.
         image_size: Height and width in pixels.
-        in_channels: Channels of the image.
     """
     network = copy.deepcopy(network).to("meta").eval()
     activations: dict[str, int] = {}
@@ -63,7 +60,7 @@ def measure_complexity(
         counted = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         module.register_forward_hook(record(name, counted))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.empty(1, in_channels, image_size, image_size, device="meta"))
+        network(torch.empty(1, 3, image_size, image_size, device="meta"))
     root = type(network).__name__
     madds = {
         name: sum(flops.values()) // 2

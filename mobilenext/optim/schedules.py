@@ -79,6 +79,11 @@ def step_decay(
         cooldown_epochs: Epochs at `min_lr` at the end.
         every: Whether the rate may move each step or each epoch.
     """
+    if not (decay_epochs > 0 and 0 < decay_rate <= 1):
+        raise InputError(
+            f"schedule: expected decay_epochs above 0 and decay_rate in (0, 1], got {decay_epochs} "
+            f"and {decay_rate}"
+        )
 
     def curve(t: float, horizon: float) -> float:
         return max(min_lr, base_lr * decay_rate ** math.floor(t / decay_epochs))
@@ -126,7 +131,7 @@ def _framed(
 ) -> float:
     """Warm-up, then `curve(t, horizon)`, then cool-down, at the epoch t that `step` lies in."""
     horizon = epochs - cooldown_epochs
-    if horizon <= 0 or not 0 <= warmup_epochs <= horizon:
+    if horizon <= 0 or cooldown_epochs < 0 or not 0 <= warmup_epochs <= horizon:
         raise InputError(
             f"schedule: {epochs} epochs leave {horizon} before a cool-down of {cooldown_epochs}, "
             f"and the warm-up takes {warmup_epochs}: raise epochs, or lower "

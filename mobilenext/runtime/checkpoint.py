@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import safetensors
 import safetensors.torch
@@ -39,8 +39,16 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+@overload
+def load_checkpoint(path: Path) -> dict[str, Any]: ...
+@overload
+def load_checkpoint(path: Path, missing_ok: bool) -> dict[str, Any] | None: ...
+def load_checkpoint(path: Path, missing_ok: bool = False) -> dict[str, Any] | None:
     """Read a checkpoint onto the CPU.
+
+    Args:
+        path: The file.
+        missing_ok: Return None if there is no such file.
 
     Raises:
         InputError: The file is missing, damaged or not a checkpoint of this package.
@@ -50,6 +58,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # guesses about foreign files
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
+        if missing_ok:
+            return None
         raise InputError(f"checkpoint={path}: expected a file, found none there") from error
     except pickle.UnpicklingError as error:
         # torch's own message recommends to switch the safety off; we don't.

@@ -1,17 +1,19 @@
 """Who this process is among the others, and the few things that processes say to each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mobilenext.errors import InputError
+from mobilenext.errors import InputError, UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,25 @@ class Process:
             dist.all_reduce(values)
         return values
 
-    def from_main(self, value: Any) -> Any:
-        """What rank 0 passed, on every rank; any picklable object."""
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Call a function on rank 0 only; what it returns comes back on every rank.
+
+        A `UserError` of rank 0 is raised on every rank, so that no rank is left waiting.
+
+        Args:
+            function: Its result has to be picklable.
+        """
         if self.world_size == 1:
-            return value
-        box = [value]
+            return function()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = function()
+            except UserError as error:
+                box[1] = error
         dist.broadcast_object_list(box, src=0, device=self.device)
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def broadcast_buffers(self, network: nn.Module) -> None:
@@ -93,10 +108,10 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         timeout=timedelta(minutes=timeout_minutes),
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    try:
-        yield process
-    finally:
-        dist.destroy_process_group()
+    yield process
+    # Only after success: after an error the others may be inside a collective, and taking the
+    # group down would bury the message of this rank under theirs.
+    dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -26,10 +27,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def link_atomically(source: Path, path: Path) -> None:
-    """Make `path` a second name of the file `source`, replacing what had that name."""
+    """Make `path` a second name of the file `source`, replacing what had that name.
+
+    A copy, where the file system knows no hard links.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as file:
+            write_atomically(path, lambda copy: shutil.copyfileobj(file, copy))
+        return
     temporary.replace(path)
     _sync_folder(path.parent)
 

@@ -91,8 +91,10 @@ class Monitor:
         )
         if self.bar is not None:
             self.bar.set_postfix_str(text)
-        elif time.monotonic() - self.last_line > LINE_EVERY_SECONDS:
-            done = step - epoch * self.steps_per_epoch
+            return
+        done = step - epoch * self.steps_per_epoch
+        due = time.monotonic() - self.last_line > LINE_EVERY_SECONDS
+        if due and done < self.steps_per_epoch:  # the epoch's own line follows its end
             self._line(
                 f"epoch {epoch + 1}/{self.epochs} step {done}/{self.steps_per_epoch}  {text}"
             )

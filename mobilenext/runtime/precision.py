@@ -1,18 +1,36 @@
 """Number formats of training, through one code path: autocast and gradient scaling."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mobilenext.errors import InputError
 
-PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The name itself, or what auto means on this device: bf16 on CUDA, else fp32.
+
+    Raises:
+        InputError: An unknown name.
+    """
+    if name not in ("auto", *PRECISIONS):
+        raise InputError(
+            f"runtime.precision: expected one of auto, {', '.join(PRECISIONS)}, got {name!r}"
+        )
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 class Precision:
-    """How the forward and backward pass of training compute; weights and evaluation are float32.
+    """How the forward and backward pass of training compute; weights are float32 always.
 
     Args:
         name: fp32 (IEEE), tf32 (CUDA's fast matrix products for float32), bf16 or fp16 (autocast;
-            fp16 scales gradients), or auto: bf16 on CUDA, else fp32.
+            fp16 scales gradients, and its scaler waits for the device once a step), or auto.
         device: Where the network is.
 
     Raises:
@@ -20,20 +38,28 @@ class Precision:
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
-        if name not in PRECISIONS:
-            raise InputError(
-                f"runtime.precision: expected one of {', '.join(PRECISIONS)}, got {name!r}"
-            )
-        if name == "auto":
-            name = "bf16" if device.type == "cuda" else "fp32"
-        self.name = name
+        self.name = resolve_precision(name, device)
         self.device = device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
-        allow_tf32 = "tf32" if name == "tf32" else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = allow_tf32  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.cuda.matmul.fp32_precision = allow_tf32
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        _set_float32("tf32" if self.name == "tf32" else "ieee")
 
     def autocast(self) -> torch.autocast:
         """Wrap the forward pass and the loss in this."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+@contextmanager
+def ieee_float32() -> Iterator[None]:
+    """Compute float32 as float32 inside, also where training uses TF32."""
+    before = str(torch.backends.cuda.matmul.fp32_precision)
+    _set_float32("ieee")
+    try:
+        yield
+    finally:
+        _set_float32(before)
+
+
+def _set_float32(mode: str) -> None:
+    torch.backends.cuda.matmul.fp32_precision = mode
+    torch.backends.cudnn.conv.fp32_precision = mode  # pyright: ignore[reportAttributeAccessIssue]

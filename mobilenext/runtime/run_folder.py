@@ -55,7 +55,7 @@ class RunFolder:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        self._write_text("result.json", json.dumps(result, indent=2) + "\n")
+        self._write_text("result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps after `step`, and a torn last line, to go on from there."""
@@ -73,7 +73,7 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
         write_atomically(self.path / name, lambda file: file.write(text.encode()))

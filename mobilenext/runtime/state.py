@@ -49,14 +49,12 @@ class TrainState:
         """Name of the weights that are the run's result: the averages if there are any."""
         return "val" if self.ema is None else "ema"
 
-    def record(self, scores: Scores) -> bool:
-        """Note the scores after an epoch; return whether they are the best so far."""
+    def record(self, scores: Scores) -> None:
+        """Note the scores after an epoch, and whether they are the best so far."""
         self.scores = scores
         top1 = scores[self.headline]["top1"]
-        if top1 <= self.best["top1"]:
-            return False
-        self.best = {"top1": top1, "epoch": self.epoch}
-        return True
+        if top1 > self.best["top1"]:
+            self.best = {"top1": top1, "epoch": self.epoch}
 
     def to_plain(self) -> dict[str, Any]:
         """For a checkpoint: tensors and plain values only."""

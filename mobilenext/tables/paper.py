@@ -18,9 +18,6 @@ class PublishedNumber:
     """How far to trust it; see `tag_meanings`."""
     source: str
 
-    def __str__(self) -> str:
-        return f"{self.value:g} [{self.tag}]"
-
 
 @dataclass(frozen=True)
 class PublishedRow:

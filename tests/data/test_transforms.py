@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -74,6 +76,19 @@ def test_erasing_fills_with_the_mean() -> None:
     seed_host("test", 0)
     pixels = train_transform(64, erasing=1.0, mean=(0.2, 0.4, 0.6))(image).reshape(-1, 3)
     assert {tuple(p) for p in pixels.unique(dim=0).tolist()} == {(255, 255, 255), (51, 102, 153)}
+
+
+def test_transforms_can_go_to_loader_processes() -> None:
+    everything = train_transform(
+        32, color_jitter=(0.4, 0.4, 0.4, 0.1), randaugment="rand-m9-mstd0.5", erasing=0.5
+    )
+    for transform in (everything, eval_transform(32)):
+        copy = pickle.loads(pickle.dumps(transform))
+        results = []
+        for each in (transform, copy):
+            seed_host("test", 0)
+            results.append(each(photo(60, 60)))
+        assert torch.equal(*results)
 
 
 def test_refuses_unknown_names() -> None:

@@ -59,12 +59,21 @@ def test_step_decay_stops_at_the_minimum() -> None:
     assert step_decay(8, decay_epochs=1, min_lr=0.01, **frame) == 0.01
 
 
+@pytest.mark.parametrize(("rate", "epochs"), [(0.97, 0), (0.97, -1), (1.5, 1), (-0.5, 1)])
+def test_refuses_a_decay_that_is_none(rate: float, epochs: float) -> None:
+    with pytest.raises(InputError, match="decay_epochs above 0"):
+        step_decay(
+            0, base_lr=1.0, steps_per_epoch=1, epochs=9, decay_rate=rate, decay_epochs=epochs
+        )
+
+
 def test_constant() -> None:
     assert {constant(s, base_lr=0.3, steps_per_epoch=5, epochs=4) for s in range(20)} == {0.3}
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 10}, {"warmup_epochs": 201}, {"every": "second"}, {"epochs": 5}]
+    "wrong",
+    [{"epochs": 10}, {"warmup_epochs": 201}, {"every": "second"}, {"cooldown_epochs": -1}],
 )
 def test_refuses_a_frame_that_does_not_fit(wrong: dict) -> None:
     with pytest.raises(InputError, match="schedule"):

@@ -3,7 +3,7 @@ import torch
 
 from mobilenext.errors import InputError
 from mobilenext.runtime.distributed import process_group
-from mobilenext.runtime.precision import Precision
+from mobilenext.runtime.precision import Precision, ieee_float32
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,18 @@ def test_what_is_computed_in(name: str, dtype: torch.dtype) -> None:
         out = layer(torch.zeros(1, 4))
     assert out.dtype == dtype
     assert precision.scaler.is_enabled() == (name == "fp16")
-    Precision("fp32", CPU)
+
+
+def test_float32_is_float32_inside() -> None:
+    matmul = torch.backends.cuda.matmul
+    try:
+        Precision("tf32", CPU)
+        with ieee_float32():
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        Precision("fp32", CPU)
+    assert matmul.fp32_precision == "ieee"
 
 
 def test_unknown_precision() -> None:

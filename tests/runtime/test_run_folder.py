@@ -66,3 +66,14 @@ def test_a_link_keeps_its_content(tmp_path: Path) -> None:
     assert (last.read_bytes(), best.read_bytes()) == (b"2", b"1")
     link_atomically(last, best)
     assert best.read_bytes() == b"2"
+
+
+def test_a_copy_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    (tmp_path / "last").write_bytes(b"1")
+    link_atomically(tmp_path / "last", tmp_path / "best")
+    assert (tmp_path / "best").read_bytes() == b"1"
+    assert len(list(tmp_path.iterdir())) == 2
