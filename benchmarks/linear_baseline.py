@@ -41,7 +41,7 @@ def main() -> None:  # noqa: D103
     scaler = StandardScaler().fit(inputs)
     inputs, val_inputs = scaler.transform(inputs), scaler.transform(val_inputs)
     best = 0.0
-    for strength in (1e-5, 1e-4, 1e-3):
+    for strength in (1e-4, 1e-3, 1e-2):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = LogisticRegression(C=strength, max_iter=100).fit(inputs, labels)
