@@ -379,12 +379,14 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
         return from_plain(DataConfig, given)
     values = {**stored, **given}
     if "root" in given:
+        if "root" not in stored["source"]:
+            raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
         values["source"] = {**stored["source"], "root": given["root"]}
     return from_plain(DataConfig, values)
 
 
 def fingerprint(config: TrainConfig | EvaluateConfig) -> str:
-    """12 hexadecimal digits of everything in a config that determines the result."""
+    """12 hexadecimal digits of the recipe: the config without where and how to compute."""
     plain = _without_machine(config)
     if isinstance(config, EvaluateConfig):
         plain["checkpoint"] = _absolute(config.checkpoint)

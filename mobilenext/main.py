@@ -62,7 +62,7 @@ def launch(job: Job, config_name: str) -> None:
     failed_jobs = 0
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
-    @record  # torchrun's summary shows what failed first
+    @record  # unexpected errors get into torchrun's summary
     def main(composed: DictConfig) -> dict[str, Any] | None:
         nonlocal failed_jobs
         try:
@@ -75,6 +75,12 @@ def launch(job: Job, config_name: str) -> None:
                 failed_jobs += 1  # the other jobs of the sweep go on
                 return None
             raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            sys.stderr.write(
+                "\ninterrupted; a training run goes on after its last whole epoch when the same "
+                "command is given again\n"
+            )
+            raise SystemExit(130) from None
 
     try:
         main()

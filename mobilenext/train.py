@@ -66,7 +66,7 @@ def train(  # noqa: C901 - one linear story
     """
     result = process.on_main(folder.result)
     if result is not None:
-        say(f"already finished: top-1 {result['top1']:.2f} %\nrun folder: {folder.path}", process)
+        say(_finished_line(result, folder), process)
         return result
     session_start, source = time.monotonic(), provenance(process)
     device, data = process.device, config.data
@@ -317,6 +317,14 @@ def _finish(state: TrainState, folder: RunFolder, result: dict[str, Any]) -> Non
     final = state.evaluated()[state.headline]
     save_weights(folder.weights, final, {**state.described, "scores": state.scores})
     folder.write_result(result)
+
+
+def _finished_line(result: dict[str, Any], folder: RunFolder) -> str:
+    used = result["hardware"]
+    return (
+        f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
+        f"{used['device']}, {used['threads_per_process']} threads each)\nrun folder: {folder.path}"
+    )
 
 
 def _diverged(

@@ -290,6 +290,8 @@ def test_evaluation_data_is_the_runs_or_a_groups() -> None:
     moved = data("data.root=/new", "data.eval_batch_size=7")
     assert (moved.root, moved.source["root"]) == ("/new", "/new")
     assert (moved.eval_size, moved.eval_batch_size) == (96, 7)
+    with pytest.raises(InputError, match="lies in no folder"):
+        evaluation_data(to_plain(composed().data), {"root": "/x"})
     chosen = data("data=digits")
     assert (chosen.name, chosen.eval_size) == ("digits", 32)
     assert data("data=imagenet", "data.root=/x").source["root"] == "/x"

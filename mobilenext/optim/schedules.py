@@ -135,7 +135,7 @@ def _framed(
         raise InputError(
             f"schedule: {epochs} epochs leave {horizon} before a cool-down of {cooldown_epochs}, "
             f"and the warm-up takes {warmup_epochs}: raise epochs, or lower "
-            "schedule.cooldown_epochs and schedule.warmup_epochs"
+            "schedule.cooldown_epochs and schedule.warmup_epochs, or choose schedule=cosine"
         )
     if every not in ("step", "epoch"):
         raise InputError(f"schedule.every: expected step or epoch, got {every!r}")

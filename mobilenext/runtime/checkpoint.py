@@ -53,6 +53,10 @@ def load_checkpoint(path: Path, missing_ok: bool = False) -> dict[str, Any] | No
     Raises:
         InputError: The file is missing, damaged or not a checkpoint of this package.
     """
+    if path.is_dir():
+        raise InputError(
+            f"{path}: expected a checkpoint, got a folder; a run has {path / 'best.pt'}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about foreign files
@@ -69,8 +73,9 @@ def load_checkpoint(path: Path, missing_ok: bool = False) -> dict[str, Any] | No
         ) from error
     except Exception as error:  # torch's reader of damaged files raises almost anything
         raise InputError(
-            f"{path}: expected a checkpoint, could not read it ({_first_line(error)}); if it is "
-            "damaged, use the other one of last.pt and best.pt"
+            f"{path}: expected a checkpoint, could not read it ({type(error).__name__}: "
+            f"{_first_line(error)}). If this is the last.pt of a run that is damaged, remove it to "
+            "start over, or copy best.pt over it to go on from the best epoch"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise InputError(

@@ -74,6 +74,8 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         bad.write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.pt: expected a checkpoint"):
             load_checkpoint(bad)
+    with pytest.raises(InputError, match=r"got a folder; a run has .*best\.pt"):
+        load_checkpoint(tmp_path)
     torch.save({"weight": torch.zeros(1)}, bad)
     with pytest.raises(InputError, match="got something else"):
         load_checkpoint(bad)
