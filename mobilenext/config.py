@@ -85,6 +85,11 @@ class DataConfig:
     """Images of one optimiser step over all processes."""
     eval_batch_size: int = 256
     """Images of one forward pass of one process."""
+    on_bad_image: str = "error"
+    """An image that can't be read stops the run (error), or is counted, named and left out (skip):
+    in training another one takes its place, in evaluation it is not part of the count."""
+    max_bad_share: float = _machine_only(0.01)
+    """With skip: share of a split's images that may be unreadable; more stops the run."""
     workers: int | None = _machine_only(None)
     """Loader processes for each training process; null: as many as it has cores."""
 
@@ -100,6 +105,9 @@ class DataConfig:
         for key in ("mean", "std"):
             _check(len(getattr(self, key)) == 3, f"data.{key}", "3 numbers", getattr(self, key))
         _check(all(value > 0 for value in self.std), "data.std", "numbers above 0", self.std)
+        _check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        share = self.max_bad_share
+        _check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
         workers = self.workers
         _check(workers is None or workers >= 0, "data.workers", "null or at least 0", workers)
 
@@ -171,13 +179,36 @@ class RuntimeConfig:
     log_every: int = _machine_only(50)
     """Optimiser steps between reports."""
     timeout_minutes: float = _machine_only(30.0)
-    """How long processes wait for one another."""
+    """How long one process may hang before the job ends and says which one it was."""
 
     def __post_init__(self) -> None:
         for key in ("micro_batch", "threads", "log_every"):
             value = getattr(self, key)
             _check(value is None or value >= 1, f"runtime.{key}", "at least 1", value)
         _check(self.timeout_minutes > 0, "runtime.timeout_minutes", "above 0", self.timeout_minutes)
+
+
+@dataclass
+class CheckpointConfig:
+    """Entry `checkpoint`; besides those at each epoch's end."""
+
+    every_steps: int | None = None
+    """Optimiser steps between checkpoints within an epoch; null: not by steps."""
+    every_minutes: float | None = 10.0
+    """Minutes between them; null: not by time."""
+    max_share: float = 0.05
+    """Share of the time that writing may take; what would exceed it is put off. Only the
+    checkpoints of a new best epoch and of the last one are written in any case."""
+    keep: int = 2
+    """How many of the newest to keep, beside the best."""
+
+    def __post_init__(self) -> None:
+        for key in ("every_steps", "keep"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, f"checkpoint.{key}", "at least 1", value)
+        minutes, share = self.every_minutes, self.max_share
+        _check(minutes is None or minutes >= 0, "checkpoint.every_minutes", "0 or more", minutes)
+        _check(0 < share <= 1, "checkpoint.max_share", "a share in (0, 1]", share)
 
 
 @dataclass
@@ -208,6 +239,16 @@ class TrainConfig:
     """Decay per step of averaged weights, which are then the run's result; null: no averaging."""
     ema_warmup: bool = False
     """Begin with a smaller decay that grows towards `ema_decay`."""
+    nonfinite: str = "stop"
+    """A loss or gradient that is not finite ends the run (stop), or its step is left out and
+    counted (skip; the host then waits for the device once a step, and 30 in a row end the run).
+    With fp16, gradients that overflow are left out in either case, by its scaler."""
+    batch_norm: str = "reduce"
+    """Running statistics of several processes: averaged before each evaluation (reduce), those of
+    rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
+    checkpoint: CheckpointConfig = field(
+        default_factory=CheckpointConfig, metadata={"machine_only": True}
+    )
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     augment: AugmentConfig = MISSING
@@ -228,6 +269,15 @@ class TrainConfig:
         _check("lr" in self.optimizer, "optimizer", "an entry lr", sorted(self.optimizer))
         lr = self.optimizer["lr"]
         _check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)
+        _check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
+        _check_choice("batch_norm", self.batch_norm, ("reduce", "broadcast", "sync"))
+        is_sgd = str(self.optimizer.get("_target_")).endswith(".SGD")
+        if is_sgd and self.optimizer.get("fused") and self.runtime.precision == "fp16":
+            # torch 2.14 leaves uninitialised memory in the momentum when the first step overflows.
+            raise InputError(
+                "optimizer.fused=true: SGD's fused form spoils its momentum together with the "
+                "gradient scaler of runtime.precision=fp16; use bf16, or optimizer.fused=false"
+            )
 
 
 @dataclass
@@ -498,3 +548,7 @@ def _without_machine(config: Any) -> Any:
 def _check(holds: bool, key: str, expected: str, value: Any) -> None:
     if not holds:
         raise InputError(f"{key}={value}: expected {expected}")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, key, f"one of {', '.join(choices)}", value)

@@ -1,4 +1,4 @@
-"""Errors that are the user's to fix: shown as one message, without a traceback.
+"""How a run may end other than by finishing; each is shown as one message, without a traceback.
 
 A leaf that every room may import. The message says what was expected, what came and what to do.
 """
@@ -12,5 +12,17 @@ class InputError(UserError, ValueError):
     """A config value, a folder, a file or a checkpoint is not what it has to be."""
 
 
+class DamagedFileError(InputError):
+    """A file of ours was cut short or altered since it was written, or is not ours at all."""
+
+
 class DivergedError(UserError, RuntimeError):
-    """Training produced a loss that is not a finite number."""
+    """Training produced a loss or a gradient that is not a finite number."""
+
+
+class LostProcessError(UserError, RuntimeError):
+    """Another process of the job died or stopped answering."""
+
+
+class Preempted(Exception):  # noqa: N818 - it went as it should
+    """A signal ended the run early, after a checkpoint; the same command goes on from there."""

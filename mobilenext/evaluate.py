@@ -1,5 +1,6 @@
 """Evaluation: each image exactly once, for any number of processes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     loader = validation_loader(data, images, process)
     to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
     scores = score(network, loader, to_device, process, len(images.val))
+    assert scores is not None  # nobody interrupts it
+    loader.close()
+    for part in process.gather(loader.unreadable):
+        for text in part.values():
+            say(f"warning: left out: {text}", process)
     result = {
         "model": model["name"],
         "data": data.name,
@@ -106,6 +112,8 @@ def validation_loader(data: DataConfig, images: ImageData, process: Process) -> 
         world_size=process.world_size,
         workers=process.cpus if data.workers is None else data.workers,
         pin_memory=process.device.type == "cuda",
+        on_bad_image=data.on_bad_image,
+        max_bad_share=data.max_bad_share,
     )
 
 
@@ -116,7 +124,8 @@ def score(
     to_device: DeviceBatches,
     process: Process,
     expected: int,
-) -> dict[str, Any]:
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
 
     Every process adds up its own images; one sum over all processes follows. Float64 sums of whole
@@ -129,6 +138,11 @@ def score(
         to_device: From host batches to normalised images.
         process: This process.
         expected: Images of all processes together.
+        interrupted: Asked before each batch; where it says so, this process gives up.
+
+    Returns:
+        top1, top5, loss, count; unreadable: images that are not part of the count. None if any
+        process gave up.
 
     Raises:
         RuntimeError: The processes saw another number of images than expected.
@@ -136,7 +150,11 @@ def score(
     network.eval()
     exact = torch.float32 if process.device.type == "mps" else torch.float64
     sums = torch.zeros(4, dtype=exact, device=process.device)
+    gave_up = interrupted()
     for pixels, host_labels in loader.epoch(0):
+        gave_up = gave_up or interrupted()
+        if gave_up:
+            break
         images, labels = to_device(pixels, host_labels)
         with ieee_float32():
             logits = network(images)
@@ -144,12 +162,20 @@ def score(
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         seen = torch.tensor(float(len(labels)), device=sums.device)
         sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
-    top1, top5, loss, count = process.all_reduce_sum(sums).tolist()
-    if int(count) != expected:
-        raise RuntimeError(f"evaluated {int(count)} images, the split has {expected}")
+    others = torch.tensor([len(loader.unreadable), gave_up], dtype=exact, device=process.device)
+    told = process.all_reduce_sum(torch.cat([sums, others])).tolist()
+    top1, top5, loss, count, unreadable, given_up = told
+    if given_up:
+        return None
+    if int(count + unreadable) != expected or not count:
+        raise RuntimeError(
+            f"evaluated {int(count)} images and could not read {int(unreadable)}, the split has "
+            f"{expected}"
+        )
     return {
         "top1": 100 * top1 / count,
         "top5": 100 * top5 / count,
         "loss": loss / count,
         "count": int(count),
+        "unreadable": int(unreadable),
     }

@@ -24,13 +24,16 @@ from mobilenext.config import (
     register,
     typed,
 )
-from mobilenext.errors import InputError, UserError
+from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.runtime.backend import configure_torch
 from mobilenext.runtime.distributed import Process, launched_by_torchrun, process_group
 from mobilenext.runtime.precision import resolve_precision
 from mobilenext.runtime.run_folder import RunFolder
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h: not done, try again."""
 
 Job = Callable[[Any, Process, RunFolder], dict[str, Any]]
 
@@ -40,23 +43,16 @@ def launch(job: Job, config_name: str) -> None:
 
     Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
     other processes if torchrun started this one, and calls `job(config, process, folder)`. What a
-    user can mend is shown as one message on standard error; the exit code is then 1.
+    user can mend is shown as one message on standard error; the exit code is then 1. After a signal
+    that asked for the end it is 75: all is saved, run it again.
 
     Args:
         job: The function to run.
         config_name: Primary config in `configs/`.
     """
-    if not CONFIG_DIR.is_dir():
-        _show(InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project"))
-        raise SystemExit(1)
-    if launched_by_torchrun() and {"-m", "--multirun"} & set(sys.argv[1:]):
-        _show(
-            InputError(
-                "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
-                "of the first. Run the sweep without torchrun, one job after the other: "
-                f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
-            )
-        )
+    obstacle = _obstacle()
+    if obstacle is not None:
+        _show(InputError(obstacle))
         raise SystemExit(1)
     register()
     failed_jobs = 0
@@ -75,11 +71,11 @@ def launch(job: Job, config_name: str) -> None:
                 failed_jobs += 1  # the other jobs of the sweep go on
                 return None
             raise SystemExit(1) from None
+        except Preempted as end:
+            _say_preempted(*end.args)
+            raise SystemExit(EXIT_PREEMPTED) from None
         except KeyboardInterrupt:
-            sys.stderr.write(
-                "\ninterrupted; a training run goes on after its last whole epoch when the same "
-                "command is given again\n"
-            )
+            sys.stderr.write("\ninterrupted\n")
             raise SystemExit(130) from None
 
     try:
@@ -93,6 +89,19 @@ def launch(job: Job, config_name: str) -> None:
     if failed_jobs:
         sys.stderr.write(f"{failed_jobs} of the sweep's jobs failed: see the errors above\n")
         raise SystemExit(1)
+
+
+def _obstacle() -> str | None:
+    """Why the command can't be run at all, if so."""
+    if not CONFIG_DIR.is_dir():
+        return f"found no configs in {CONFIG_DIR}: run from a checkout of the project"
+    if launched_by_torchrun() and {"-m", "--multirun"} & set(sys.argv[1:]):
+        return (
+            "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
+            "of the first. Run the sweep without torchrun, one job after the other: "
+            f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
+        )
+    return None
 
 
 def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
@@ -125,6 +134,15 @@ def _show(error: UserError) -> None:
     where = "" if rank == "0" else f" [rank {rank}]"
     sys.stderr.write(f"error{where}: {error}\n")
     sys.stderr.flush()
+
+
+def _say_preempted(signal: str, step: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(
+            f"\npreempted by {signal}: the checkpoint of step {step:,} is written, and the same "
+            "command goes on from there\n"
+        )
+        sys.stderr.flush()
 
 
 def _hint(error: BaseException | None) -> str | None:

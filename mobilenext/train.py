@@ -7,8 +7,7 @@ data source arrive by `_target_` from the config.
 """
 
 import math
-import time
-from contextlib import nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from mobilenext.data import (
     ImageData,
     Loader,
     Mixing,
+    check_bad_share,
     train_loader,
     train_transform,
 )
@@ -31,15 +31,15 @@ from mobilenext.errors import DivergedError, InputError
 from mobilenext.evaluate import score, validation_loader
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.optim import weight_decay_groups
-from mobilenext.runtime.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from mobilenext.runtime.checkpoint import Checkpoints, save_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
-from mobilenext.runtime.files import link_atomically
 from mobilenext.runtime.metrics import TrainMeter
 from mobilenext.runtime.monitor import Monitor, format_seconds, say
 from mobilenext.runtime.precision import Precision
 from mobilenext.runtime.run_folder import RunFolder
-from mobilenext.runtime.state import TrainState
+from mobilenext.runtime.session import Session
+from mobilenext.runtime.state import Scores, TrainState
 from mobilenext.seeding import seed_devices
 
 
@@ -49,7 +49,7 @@ def train(  # noqa: C901 - one linear story
     """Train a network, evaluate it after every epoch, and leave a run folder behind.
 
     A finished folder is not touched: its result comes back at once. A folder with a checkpoint is
-    taken up after its last whole epoch.
+    taken up after the checkpoint's step.
 
     Args:
         config: The job's config.
@@ -62,19 +62,20 @@ def train(  # noqa: C901 - one linear story
 
     Raises:
         InputError: Something in the config, the data or the folder is not what it has to be.
-        DivergedError: The loss stopped being finite.
+        DivergedError: The loss or the gradient stopped being finite.
+        Preempted: A signal asked for the end; a checkpoint has been written.
     """
     result = process.on_main(folder.result)
     if result is not None:
         say(_finished_line(result, folder), process)
         return result
-    session_start, source = time.monotonic(), provenance(process)
-    device, data = process.device, config.data
+    source, device, data = provenance(process), process.device, config.data
+    stack = ExitStack()
 
     # ---- data ----
     images: ImageData = build(data.source)
-    batches = _training_loader(config, images, process)
-    val_batches = validation_loader(data, images, process)
+    batches = stack.enter_context(closing(_training_loader(config, images, process)))
+    val_batches = stack.enter_context(closing(validation_loader(data, images, process)))
     to_device = DeviceBatches(data.mean, data.std, device, config.runtime.channels_last)
     mixing = Mixing(config.augment.mixup, config.augment.cutmix, len(images.classes), config.seed)
 
@@ -82,6 +83,8 @@ def train(  # noqa: C901 - one linear story
     seed_devices("init", config.seed)
     network: nn.Module = build(config.model.network, num_classes=len(images.classes))
     complexity = measure_complexity(network, data.eval_size)
+    if config.batch_norm == "sync":
+        network = _synchronised(network, process)
     if config.runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     network.to(device)
@@ -96,96 +99,91 @@ def train(  # noqa: C901 - one linear story
     )
     _check_schedule(learning_rate, config.epochs, len(batches))
     precision = Precision(config.runtime.precision, device)
-
-    # ---- the state, from the run's last checkpoint if there is one ----
-    model = {**to_plain(config.model), "num_classes": len(images.classes)}
-    described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
-    state = TrainState(described, network, ema, optimizer, precision.scaler)
-    checkpoint = process.on_main(lambda: load_checkpoint(folder.last, missing_ok=True))
-    if checkpoint is not None:
-        state.restore(checkpoint, folder.last)
-        process.on_main(lambda: _mark_best(state, folder))  # a kill may have come before it
-    config_yaml = to_yaml(config)
-    process.on_main(lambda: folder.create(config_yaml))
-    wall_before = state.clock.wall_seconds
-    say(_start_line(config, state, complexity, images, process, precision), process)
-    say(f"run folder: {folder.path}", process)
-    monitor = Monitor(folder, process, config.epochs, len(batches), state.step)
-    meter = TrainMeter(process, state.clock)
     wrapped = _wrap(network, config.runtime.compile, process)
 
-    # ---- epochs ----
-    for epoch in range(state.epoch, config.epochs):
-        network.train()
-        for batch, (pixels, host_labels) in enumerate(
-            meter.timed(monitor.steps(batches.epoch(epoch), epoch))
-        ):
-            monitor.describe_once(config_yaml, pixels)
-            inputs, labels = to_device(pixels, host_labels)
-            inputs, targets = mixing(inputs, labels, epoch, batch)
-            lr = learning_rate(state.step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            seed_devices("step", config.seed, state.step, process.rank)
-            loss, correct = _update(config, wrapped, optimizer, precision, inputs, targets, labels)
-            state.step += 1
-            if ema is not None:
-                ema.update(network, state.step)
+    # ---- the state, from the run's newest good checkpoint if there is one ----
+    meter = TrainMeter(process, config.nonfinite == "skip", precision.scaler.is_enabled())
+    model = {**to_plain(config.model), "num_classes": len(images.classes)}
+    described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
+    state = TrainState(
+        described, network, ema, optimizer, precision.scaler, meter, config.batch_norm
+    )
+    checkpoints = Checkpoints(folder.path, **to_plain(config.checkpoint))
+    session = Session(process, folder, config.runtime.timeout_minutes)
+    loaders = {"train": batches, "val": val_batches}
 
-            meter.add(loss, correct, len(labels))
-            if (batch + 1) % config.runtime.log_every == 0 or batch + 1 == len(batches):
-                interval = meter.read(state.step)
-                if interval.bad_step is not None:
-                    monitor.close()
-                    raise _diverged(interval.bad_step, epoch, learning_rate, folder)
-                monitor.interval(epoch, state.step, lr, interval)
+    def save() -> None:
+        _collect(state, learning_rate, checkpoints)
+        _gather_unreadable(state, loaders, images, config, process, folder)
+        monitor.flush()
+        state.gather(process)
+        process.on_main(lambda: _write(state, checkpoints))
+        meter.pause()
 
-        state.epoch = epoch + 1
-        state.broadcast_buffers(process)
-        scores = {
-            name: score(weights, val_batches, to_device, process, len(images.val))
-            for name, weights in state.evaluated().items()
-        }
-        if not all(math.isfinite(values["loss"]) for values in scores.values()):
-            monitor.close()
-            raise _diverged(state.step, epoch, learning_rate, folder)
-        state.record(scores)
-        state.clock.wall_seconds = wall_before + time.monotonic() - session_start
-        monitor.epoch(epoch, state.step, state.scores)
-        process.on_main(lambda: _save(state, folder))
-    monitor.close()
+    with session, stack:
+        _restore(state, checkpoints, process)
+        config_yaml = to_yaml(config)
+        process.on_main(lambda: folder.create(config_yaml))
+        say(_start_line(config, state, complexity, images, process, precision), process)
+        say(f"run folder: {folder.path}", process)
+        session.begin(state.step)
+        monitor = Monitor(folder, process, config.epochs, len(batches), state.step, state.epoch)
+        stack.callback(monitor.close)
 
-    # ---- result ----
-    scores = state.scores[state.headline]
-    result = {
-        "model": config.model.name,
-        "width": config.width,
-        "identity": config.identity,
-        "data": data.name,
-        **scores,
-        "best_top1": state.best["top1"],
-        "best_epoch": state.best["epoch"],
-        "scores": state.scores,
-        "num_params": complexity.params,
-        "madds": complexity.madds,
-        "image_size": data.eval_size,
-        "epochs": config.epochs,
-        "steps": state.step,
-        "images_seen": state.clock.images,
-        "images_per_second": state.clock.images_per_second,
-        "data_wait_share": state.clock.data_wait_share,
-        "wall_seconds": state.clock.wall_seconds,
-        "seed": config.seed,
-        "precision": precision.name,
-        **source,
-        "config": to_plain(config),
-    }
-    process.on_main(lambda: _finish(state, folder, result))
+        # ---- epochs ----
+        for epoch in range(state.epoch, config.epochs):
+            network.train()
+            first = state.step - epoch * len(batches)
+            loaded = monitor.steps(session.watched(batches.epoch(epoch, first)), epoch, first)
+            for batch, (pixels, host_labels) in enumerate(meter.timed(loaded), first):
+                monitor.describe_once(config_yaml, pixels)
+                inputs, labels = to_device(pixels, host_labels)
+                inputs, targets = mixing(inputs, labels, epoch, batch)
+                lr = learning_rate(state.step)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                seed_devices("step", config.seed, state.step, process.rank)
+                loss, correct, finite = _update(
+                    config, wrapped, optimizer, precision, inputs, targets, labels
+                )
+                state.stepped()
+                if ema is not None:
+                    ema.update(network, state.step)
+
+                meter.add(loss, correct, finite, len(labels))
+                last = batch + 1 == len(batches)
+                if (batch + 1) % config.runtime.log_every == 0 or last:
+                    _collect(state, learning_rate, checkpoints)
+                    monitor.interval(epoch, state.step, lr, meter.close())
+                stop, due = session.after(state.step, checkpoints.due(state.step))
+                if stop or (due and not last):
+                    save()
+                if stop:
+                    raise session.preempted()
+
+            state.unite_batch_norms(process)
+            scores = _evaluate(state, val_batches, to_device, process, len(images.val), session)
+            if scores is None:
+                save()
+                raise session.preempted()
+            _check_scores(scores, state, learning_rate, checkpoints)
+            state.record(scores)
+            monitor.epoch(epoch, state.step, meter.close_epoch(), scores)
+            last = epoch + 1 == config.epochs
+            if last or state.is_best or process.on_main(checkpoints.affordable):
+                save()
+
+        # ---- result ----
+        result = _result(
+            config, state, complexity, precision, process.on_main(folder.sessions_begun)
+        )
+        result |= source | {"config": to_plain(config)}
+        process.on_main(lambda: _finish(state, folder, result))
     say(
-        f"finished: top-1 {scores['top1']:.2f} %, top-5 {scores['top5']:.2f} % of "
-        f"{scores['count']:,} held-out {data.name} images "
+        f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
+        f"{result['count']:,} held-out {data.name} images "
         f"(best epoch: {state.best['epoch']:.0f}, {state.best['top1']:.2f} %) "
-        f"in {format_seconds(state.clock.wall_seconds)}\nrun folder: {folder.path}",
+        f"in {format_seconds(meter.clock.wall_seconds)}\nrun folder: {folder.path}",
         process,
     )
     return result
@@ -199,13 +197,16 @@ def _update(
     inputs: Tensor,
     targets: Tensor,
     labels: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """One optimiser step from this process's share of a batch, micro-batch by micro-batch.
 
     Returns:
-        Mean loss over the share and number of correct predictions, on the device: nothing here
-        waits for it, except fp16's gradient scaler.
+        Mean loss over the share, number of correct predictions, and whether the gradient is finite,
+        on the device: nothing here waits for it, except fp16's scaler and `nonfinite=skip`.
     """
+    skips = config.nonfinite == "skip"
+    # A forward pass that overflows leaves its mark in the running statistics.
+    before = [buffer.clone() for buffer in network.buffers()] if skips else []
     loss = torch.zeros((), device=inputs.device)
     correct = torch.zeros((), dtype=torch.long, device=inputs.device)
     size = config.runtime.micro_batch or len(inputs)
@@ -222,13 +223,19 @@ def _update(
             precision.scaler.scale(part_loss).backward()
         loss += part_loss.detach()
         correct += (logits.detach().argmax(1) == label).sum()
+    precision.scaler.unscale_(optimizer)
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
     if config.clip_grad_norm is not None:
-        precision.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_grad_norm)
-    precision.scaler.step(optimizer)
+        nn.utils.clip_grads_with_norm_(network.parameters(), config.clip_grad_norm, norm)
+    if skips and not norm.isfinite():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
+    if not skips or norm.isfinite():
+        precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss, correct
+    return loss, correct, norm.isfinite()
 
 
 def _training_loader(config: TrainConfig, images: ImageData, process: Process) -> Loader:
@@ -245,6 +252,8 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
         world_size=process.world_size,
         workers=process.cpus if data.workers is None else data.workers,
         pin_memory=process.device.type == "cuda",
+        on_bad_image=data.on_bad_image,
+        max_bad_share=data.max_bad_share,
     )
     share = data.global_batch_size // process.world_size
     if share % 2 and (augment["mixup"] or augment["cutmix"]):
@@ -262,14 +271,17 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
 
 
 def _wrap(network: nn.Module, compile_it: bool, process: Process) -> nn.Module:
-    """The network as training calls it; its parameters are those of the bare one."""
+    """The network as training calls it; its parameters are those of the bare one.
+
+    Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
+    """
     wrapped: Any = torch.compile(network) if compile_it else network
     if process.world_size == 1:
         return wrapped
     return DistributedDataParallel(
         wrapped,
         device_ids=[process.device.index] if process.device.type == "cuda" else None,
-        forward_sync_buffers=False,  # done once before each evaluation instead of at every step
+        forward_sync_buffers=False,  # united before each evaluation instead of at every step
         gradient_as_bucket_view=True,
     )
 
@@ -282,7 +294,7 @@ def _start_line(
     process: Process,
     precision: Precision,
 ) -> str:
-    done_before = f", {state.epoch} of them done before" if state.epoch else ""
+    done_before = f" (going on after step {state.step:,})" if state.step else ""
     return (
         f"{config.model.name} width {config.width:g} ({complexity.params:,} parameters, "
         f"{complexity.madds / 1e6:.1f} M MAdds at {config.data.eval_size} px) on "
@@ -302,20 +314,132 @@ def _check_schedule(learning_rate: partial[float], epochs: int, steps_per_epoch:
         raise InputError(f"schedule {learning_rate.keywords}: the rate falls to {min(rates):g}")
 
 
-def _save(state: TrainState, folder: RunFolder) -> None:
-    save_checkpoint(folder.last, state.to_plain())
-    _mark_best(state, folder)
+def _synchronised(network: nn.Module, process: Process) -> nn.Module:
+    """The network with batch norms that see the batches of all processes."""
+    if process.world_size == 1:
+        return network
+    if process.device.type != "cuda":
+        raise InputError(
+            "batch_norm=sync: torch has synchronised batch norms for CUDA only, and this is "
+            f"{process.device.type}; use batch_norm=reduce or broadcast"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
-def _mark_best(state: TrainState, folder: RunFolder) -> None:
-    """If last.pt is the best so far, make best.pt a second name of it."""
-    if state.best["epoch"] == state.epoch:
-        link_atomically(folder.last, folder.best)
+def _restore(state: TrainState, checkpoints: Checkpoints, process: Process) -> None:
+    """Go on from the newest whole checkpoint; says what was passed over."""
+    found = process.on_main(checkpoints.load)
+    for text in found.passed_over:
+        say(f"warning: {text}", process)
+    if found.state is not None:
+        state.restore(found.state, found.path, process)
+        if state.is_best:  # a kill may have come before it was marked
+            process.on_main(lambda: checkpoints.mark_best(found.path))
+
+
+def _write(state: TrainState, checkpoints: Checkpoints) -> None:
+    checkpoints.save(state.to_plain())
+    if state.is_best:
+        checkpoints.mark_best(checkpoints.last)
+
+
+def _collect(state: TrainState, learning_rate: partial[float], checkpoints: Checkpoints) -> None:
+    """Read the device; nothing is reported or saved of a step that must not have been."""
+    bad_step = state.meter.collect(state.step)
+    if bad_step is not None:
+        raise _diverged(bad_step, state, learning_rate, checkpoints)
+
+
+def _evaluate(
+    state: TrainState,
+    loader: Loader,
+    to_device: DeviceBatches,
+    process: Process,
+    expected: int,
+    session: Session,
+) -> Scores | None:
+    """Scores by the weights' name; None if a signal came meanwhile."""
+    scores: Scores = {}
+    for name, weights in state.evaluated().items():
+        values = score(weights, loader, to_device, process, expected, session.interrupted)
+        if values is None:
+            return None
+        scores[name] = values
+    return scores
+
+
+def _check_scores(
+    scores: Scores, state: TrainState, learning_rate: partial[float], checkpoints: Checkpoints
+) -> None:
+    if not all(math.isfinite(values["loss"]) for values in scores.values()):
+        raise _diverged(state.step, state, learning_rate, checkpoints)
+
+
+def _gather_unreadable(
+    state: TrainState,
+    loaders: dict[str, Loader],
+    images: ImageData,
+    config: TrainConfig,
+    process: Process,
+    folder: RunFolder,
+) -> None:
+    """Bring together which images the processes could not read; each is named once."""
+    if config.data.on_bad_image == "error":
+        return
+    found = process.gather({split: loader.unreadable for split, loader in loaders.items()})
+    news: list[str] = []
+    for split, known in state.unreadable.items():
+        for part in found:
+            news += [text for index, text in part[split].items() if index not in known]
+            known |= part[split]
+        check_bad_share(known, len(getattr(images, split)), config.data.max_bad_share)
+    for text in news:
+        say(f"warning: left out: {text}", process)
+    if news:
+        parts = state.unreadable.items()
+        lines = [f"{split} {known[index]}" for split, known in parts for index in sorted(known)]
+        process.on_main(lambda: folder.write_unreadable(lines))
+
+
+def _result(
+    config: TrainConfig,
+    state: TrainState,
+    complexity: Complexity,
+    precision: Precision,
+    sessions: int,
+) -> dict[str, Any]:
+    """What result.json says of the run itself."""
+    clock = state.meter.clock
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        **state.scores[state.headline],
+        "best_top1": state.best["top1"],
+        "best_epoch": state.best["epoch"],
+        "scores": state.scores,
+        "num_params": complexity.params,
+        "madds": complexity.madds,
+        "image_size": config.data.eval_size,
+        "epochs": config.epochs,
+        "steps": state.step,
+        "images_seen": clock.images,
+        "unreadable_images": {split: len(them) for split, them in state.unreadable.items()},
+        "images_per_second": clock.images_per_second,
+        "data_wait_share": clock.data_wait_share,
+        "wall_seconds": clock.wall_seconds,
+        "sessions": sessions,
+        "seed": config.seed,
+        "precision": precision.name,
+    }
 
 
 def _finish(state: TrainState, folder: RunFolder, result: dict[str, Any]) -> None:
     final = state.evaluated()[state.headline]
-    save_weights(folder.weights, final, {**state.described, "scores": state.scores})
+    description = {**state.described, "scores": state.scores}
+    with folder.writable():
+        save_weights(folder.weights, final, description)
     folder.write_result(result)
 
 
@@ -328,11 +452,13 @@ def _finished_line(result: dict[str, Any], folder: RunFolder) -> str:
 
 
 def _diverged(
-    step: int, epoch: int, learning_rate: partial[float], folder: RunFolder
+    step: int, state: TrainState, learning_rate: partial[float], checkpoints: Checkpoints
 ) -> DivergedError:
-    kept = f"the last good checkpoint is {folder.last}" if epoch else "there is no checkpoint yet"
+    kept = "there is no checkpoint yet"
+    if checkpoints.last.exists():
+        kept = f"the last good checkpoint is {checkpoints.last}"
     return DivergedError(
-        f"the loss is not finite at step {step} (epoch {epoch + 1}, learning rate "
-        f"{learning_rate(step - 1):g}); {kept}. Try a lower optimizer.lr, a longer "
-        "schedule.warmup_epochs, or clip_grad_norm=1"
+        f"the loss or its gradient is not finite at step {step} (epoch {state.epoch + 1}, learning "
+        f"rate {learning_rate(step - 1):g}); {kept}. Try a lower optimizer.lr, a longer "
+        "schedule.warmup_epochs, or clip_grad_norm=1; nonfinite=skip leaves single such steps out"
     )

@@ -13,6 +13,7 @@ REPO = Path(__file__).resolve().parents[1]
 DEVELOPMENT_DATA = Path(os.environ.get("MOBILENEXT_DATA", REPO.parent / "shared" / "data"))
 
 torch.set_num_threads(2)
+pytest.register_assert_rewrite("tests.compare")
 
 
 @pytest.fixture
@@ -42,6 +43,22 @@ def photo_folder(tmp_path: Path) -> Path:
     return root
 
 
+def command(*arguments: object, processes: int = 1, torchrun: tuple[str, ...] = ()) -> list[str]:
+    """A command of the project, or any script of the repository, as a user types it."""
+    script, *rest = [str(argument) for argument in arguments]
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun]
+        launcher.append(f"--nproc-per-node={processes}")
+    return [sys.executable, *launcher, str(REPO / script), *rest]
+
+
+def environment(processes: int = 1) -> dict[str, str]:
+    """The same tests everywhere: without CUDA (`gpu` tests have their own), few threads."""
+    threads = "1" if processes > 1 else "2"
+    return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -49,23 +66,23 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def run(tmp_path: Path) -> Run:
     """Run a command of the project in a fresh folder, as a user does."""
 
-    def run(*arguments: object, processes: int = 1, cwd: Path = tmp_path, ok: bool = True):
-        first, *rest = [str(argument) for argument in arguments]
-        command = [sys.executable]
-        if processes > 1:
-            command += ["-m", "torch.distributed.run", "--standalone"]
-            command += [f"--nproc-per-node={processes}"]
+    def run(
+        *arguments: object,
+        processes: int = 1,
+        cwd: Path = tmp_path,
+        ok: bool = True,
+        torchrun: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [*command, str(REPO / first), *rest],
+            command(*arguments, processes=processes, torchrun=torchrun),
             cwd=cwd,
             capture_output=True,
             text=True,
             timeout=300,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": "1" if processes > 1 else "2",
-                "CUDA_VISIBLE_DEVICES": "",  # the same tests everywhere; `gpu` tests have their own
-            },
+            env={**environment(processes), **(env or {})},
+            preexec_fn=before,
         )
         if ok:
             assert done.returncode == 0, done.stdout + done.stderr

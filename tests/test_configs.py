@@ -184,6 +184,15 @@ def test_paper_text_experiment() -> None:
         ("augment.mixup=-1", "augment.mixup"),
         ("runtime.micro_batch=0", "runtime.micro_batch=0: expected at least 1"),
         ("runtime.timeout_minutes=0", "runtime.timeout_minutes"),
+        ("nonfinite=ignore", "nonfinite=ignore: expected one of stop, skip"),
+        ("batch_norm=none", "batch_norm=none: expected one of reduce, broadcast, sync"),
+        ("data.on_bad_image=delete", "data.on_bad_image=delete: expected one of error, skip"),
+        ("data.max_bad_share=2", "data.max_bad_share"),
+        ("checkpoint.keep=0", "checkpoint.keep=0: expected at least 1"),
+        ("checkpoint.every_steps=0", "checkpoint.every_steps"),
+        ("checkpoint.every_minutes=-1", "checkpoint.every_minutes"),
+        ("checkpoint.max_share=0", "checkpoint.max_share"),
+        ("+checkpoint.typo=1", r"unknown key checkpoint\.typo"),
         ("+typo=1", "unknown key typo: expected one of name, output_dir"),
         ("+data.typo=1", r"unknown key data\.typo"),
     ],
@@ -191,6 +200,13 @@ def test_paper_text_experiment() -> None:
 def test_wrong_values_are_named(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         composed(override)
+
+
+def test_fused_sgd_does_not_go_with_a_gradient_scaler() -> None:
+    with pytest.raises(InputError, match=r"spoils its momentum.*use bf16"):
+        composed("+optimizer.fused=true", "runtime.precision=fp16")
+    composed("+optimizer.fused=true", "runtime.precision=bf16")
+    composed("optimizer=adamw", "+optimizer.fused=true", "runtime.precision=fp16")
 
 
 @pytest.mark.parametrize(
@@ -251,11 +267,13 @@ def test_unknown_arguments_are_named() -> None:
 def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
     same = fingerprint(composed())
     for override in ("data.workers=2", "runtime.threads=1", "runtime.log_every=5", "output_dir=/x",
-                     "runtime.device=cpu", "identity=1/1"):  # fmt: skip
+                     "runtime.device=cpu", "identity=1/1", "checkpoint.every_steps=5",
+                     "data.max_bad_share=0.5"):  # fmt: skip
         assert fingerprint(composed(override)) == same, override
     for override in ("width=0.5", "identity=1/2", "seed=1", "epochs=3", "optimizer.lr=0.3",
                      "runtime.precision=bf16", "augment.hflip=0.1", "data.image_size=40",
-                     "strides=[1,1,2,2,2]"):  # fmt: skip
+                     "strides=[1,1,2,2,2]", "nonfinite=skip",
+                     "data.on_bad_image=skip"):  # fmt: skip
         assert fingerprint(composed(override)) != same, override
 
 

@@ -1,13 +1,17 @@
 import json
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from mobilenext.data import DeviceBatches, eval_loader, eval_transform, synthetic
 from mobilenext.evaluate import score
+from mobilenext.runtime.checkpoint import save_checkpoint
 from mobilenext.runtime.distributed import Process
+from tests.conftest import command, environment
+from tests.in_processes import LENGTHS, Pixels
 
 
 @pytest.fixture(scope="module")
@@ -58,42 +62,47 @@ def test_errors_are_one_message(run, trained: Path, arguments: list[str], messag
 def test_a_checkpoint_cannot_choose_what_is_called(run, trained: Path, tmp_path: Path) -> None:
     state = torch.load(trained / "last.pt", weights_only=True)
     state["model"]["network"] = {"_target_": "torch.hub.load", "repo_or_dir": "x"}
-    torch.save(state, tmp_path / "evil.pt")
+    save_checkpoint(tmp_path / "evil.pt", state)
     done = run("scripts/evaluate.py", "checkpoint=evil.pt", ok=False)
     assert "_target_=torch.hub.load is not allowed" in done.stderr
 
 
-class PixelSum(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        values = images.flatten(1)
-        return values[:, :7] * 3
+@pytest.fixture(scope="module")
+def scores_alone() -> dict[str, Any]:
+    return in_processes(1)
 
 
-@pytest.mark.parametrize("length", [1, 7, 64, 65])
-@pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_shards_add_up_to_the_whole(length: int, world_size: int) -> None:
-    """What the ranks sum up is exactly what one process sums up."""
-    images = synthetic(1, length, 7, 16).val
-    cpu = torch.device("cpu")
-    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, cpu)
+def in_processes(processes: int) -> dict[str, Any]:
+    done = subprocess.run(
+        command("tests/in_processes.py", processes=processes),
+        env=environment(processes),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
-    class Recording(Process):
-        def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-            parts.append(values.clone())
-            return torch.tensor([0.0, 0.0, 0.0, float(length)]).double()
 
-    parts: list[torch.Tensor] = []
-    for ranks in (1, world_size):
-        for rank in range(ranks):
-            loader = eval_loader(
-                images, eval_transform(16, crop_ratio=1), batch_size=4, rank=rank, world_size=ranks
-            )
-            score(PixelSum(), loader, to_device, Recording(cpu, rank, ranks), length)
-    whole, *shares = parts
-    total = torch.stack(shares).sum(0)
-    assert torch.equal(whole[[0, 1, 3]], total[[0, 1, 3]])
-    assert torch.allclose(whole, total)
-    assert whole[3] == length
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_same_for_any_number_of_processes(scores_alone: dict[str, Any], processes: int) -> None:
+    """Also for splits with fewer images than processes."""
+    together = in_processes(processes)
+    assert together.pop("given up") is True
+    mean = (processes - 1) / 2
+    assert together.pop("average") == [[mean, mean]] * processes
+    assert together.pop("broadcast") == [[0, 0]] * processes
+    # heard by all ranks, one call later
+    assert together.pop("agreed") == [
+        [False, False], [False, False], [True, False], [False, True], [False, False],
+    ]  # fmt: skip
+    assert {int(length) for length in together} == set(LENGTHS)
+    for length, found in together.items():
+        alone = scores_alone[length]
+        assert found["count"] == alone["count"] == int(length)
+        assert (found["top1"], found["top5"]) == (alone["top1"], alone["top5"])
+        assert found["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+    assert 0 < together["65"]["top1"] < together["65"]["top5"] < 100
 
 
 def test_a_wrong_count_is_an_error() -> None:
@@ -101,5 +110,7 @@ def test_a_wrong_count_is_an_error() -> None:
     cpu = torch.device("cpu")
     loader = eval_loader(images, eval_transform(16, crop_ratio=1), batch_size=4)
     to_device = DeviceBatches([0.5] * 3, [0.25] * 3, cpu)
-    with pytest.raises(RuntimeError, match="evaluated 9 images, the split has 10"):
-        score(PixelSum(), loader, to_device, Process(cpu), 10)
+    with pytest.raises(
+        RuntimeError, match="evaluated 9 images and could not read 0, the split has 10"
+    ):
+        score(Pixels(), loader, to_device, Process(cpu), 10)

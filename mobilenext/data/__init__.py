@@ -1,7 +1,7 @@
 """From image files to batches on the device. Knows nothing of networks, training or configs."""
 
 from mobilenext.data.device import DeviceBatches, Mixing
-from mobilenext.data.loader import Loader, eval_loader, train_loader
+from mobilenext.data.loader import Loader, check_bad_share, eval_loader, train_loader
 from mobilenext.data.sources import (
     ImageData,
     cifar10,
@@ -18,6 +18,7 @@ __all__ = [
     "ImageData",
     "Loader",
     "Mixing",
+    "check_bad_share",
     "cifar10",
     "digits",
     "eval_loader",

@@ -16,6 +16,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 from mobilenext.errors import InputError
 from mobilenext.seeding import counter_seed
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
+"""By content, whatever the name says; Pillow knows others, which no data set needs."""
+
 IMAGENETTE_SYNSETS = (
     "n01440764",  # tench
     "n02102040",  # English springer
@@ -123,7 +126,7 @@ def decode(path: Path) -> PIL.Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path) as image:
+            with PIL.Image.open(path, formats=FORMATS) as image:
                 return image.convert("RGB")
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
         raise InputError(

@@ -4,84 +4,245 @@ A checkpoint is a dict of tensors and plain values, so `torch.load(weights_only=
 a foreign file can't run code. Its `model` entry describes the network: the config's name, the
 constructor's `_target_` and arguments, the number of classes. Final weights are safetensors with
 the same description as metadata.
+
+The file is what `torch.save` writes, a zip archive, with the SHA-256 of all before it as the
+archive's comment: `torch.load` reads it as ever, and a single altered bit is found.
 """
 
+import hashlib
+import io
 import json
 import pickle
+import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
-from mobilenext.errors import InputError
-from mobilenext.runtime.files import write_atomically
+from mobilenext.errors import DamagedFileError, InputError
+from mobilenext.runtime.files import link_atomically, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+SEAL = b"sha256:"
+SEAL_LENGTH = len(SEAL) + 64
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What `Checkpoints.load` has found."""
+
+    state: dict[str, Any] | None
+    """The checkpoint; None if there are none."""
+    path: Path
+    passed_over: list[str]
+    """What the user should know of newer ones that were damaged or missing."""
+
+
+class Checkpoints:
+    """A run's checkpoints: `last.pt`, the ones before it (`last-1.pt`, ...), and `best.pt`.
+
+    Args:
+        folder: The run's folder.
+        keep: How many of the newest to keep, `last.pt` included.
+        every_steps: Optimiser steps between checkpoints within an epoch; None: not by steps.
+        every_minutes: Minutes between them; None: not by time.
+        max_share: Bound for the share of the time that writing may take, in (0, 1]; a checkpoint
+            that would exceed it is put off.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        max_share: float = 1.0,
+    ) -> None:
+        self.last, self.best = folder / "last.pt", folder / "best.pt"
+        self.generations = [self.last] + [folder / f"last-{n}.pt" for n in range(1, keep)]
+        self.every_steps, self.max_share = every_steps, max_share
+        self.every_seconds = None if every_minutes is None else 60 * every_minutes
+        self.started = self.saved_at = time.monotonic()
+        self.writing, self.longest = 0.0, 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint within an epoch is wanted after this step, and may cost its time."""
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        waited = time.monotonic() - self.saved_at
+        by_time = self.every_seconds is not None and waited >= self.every_seconds
+        return (by_steps or by_time) and self.affordable()
+
+    def affordable(self) -> bool:
+        """Whether one more write, as long as the longest so far, stays within `max_share`."""
+        return self.writing + self.longest <= self.max_share * (time.monotonic() - self.started)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write `last.pt`; the one that had this name steps back once the new one is verified.
+
+        Raises:
+            InputError: It can't be written (a full disk, say); those before it are intact.
+        """
+        begun = time.monotonic()
+        save_checkpoint(self.last, state, before_rename=self._step_back)
+        self.saved_at = time.monotonic()
+        self.writing += self.saved_at - begun
+        self.longest = max(self.longest, self.saved_at - begun)
+
+    def mark_best(self, path: Path) -> None:
+        """Make `best.pt` a second name of a checkpoint."""
+        if path != self.best:
+            link_atomically(path, self.best)
+
+    def load(self) -> "Found":
+        """The newest checkpoint that is whole, if there are any at all.
+
+        A damaged file is renamed to `*.damaged`, so that it can't push a good one out.
+
+        Raises:
+            InputError: There are checkpoints, and none of them is whole.
+        """
+        older = self.last.parent.glob("last-*.pt")  # also those from a larger `keep`
+        candidates = [self.last, *sorted(older, key=_generation), self.best]
+        present = [path for path in candidates if path.exists()]
+        passed_over: list[str] = []
+        for path in present:
+            try:
+                state = load_checkpoint(path)
+            except DamagedFileError as error:
+                passed_over.append(str(error))
+                path.replace(path.with_name(f"{path.name}.damaged"))
+                continue
+            if path is not self.last:
+                if not passed_over:
+                    passed_over.append(f"{self.last} is missing")
+                passed_over.append(f"going on from {path}, step {state['step']}")
+            return Found(state, path, passed_over)
+        if present:
+            raise InputError(
+                f"{self.last.parent}: no checkpoint of this run is whole: {'; '.join(passed_over)}."
+                " They are renamed to *.damaged; the same command starts over"
+            )
+        return Found(None, self.last, [])
+
+    def _step_back(self, verified: Path) -> None:
+        _read_sealed(verified)
+        for newer, older in reversed(
+            list(zip(self.generations, self.generations[1:], strict=False))
+        ):
+            if newer.exists():
+                link_atomically(newer, older)
+        for path in self.last.parent.glob("last-*.pt"):
+            if path not in self.generations:
+                path.unlink()
+
+
+def save_checkpoint(
+    path: Path, state: dict[str, Any], before_rename: Callable[[Path], object] | None = None
+) -> None:
     """Write a checkpoint atomically.
+
+    Args:
+        path: The file.
+        state: Tensors and plain values.
+        before_rename: As for `write_atomically`.
 
     Raises:
         InputError: It can't be written (a full disk, say); what was there before stays.
     """
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
     try:
-        write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as RuntimeError
+        write_atomically(path, lambda file: _write_sealed(content, file), before_rename)
+    except (OSError, DamagedFileError) as error:
         raise InputError(
             f"can't write the checkpoint {path} ({error}); the one before it, if any, is intact. "
             "Make room and run the same command again"
         ) from error
 
 
-@overload
-def load_checkpoint(path: Path) -> dict[str, Any]: ...
-@overload
-def load_checkpoint(path: Path, missing_ok: bool) -> dict[str, Any] | None: ...
-def load_checkpoint(path: Path, missing_ok: bool = False) -> dict[str, Any] | None:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: The file.
-        missing_ok: Return None if there is no such file.
 
     Raises:
-        InputError: The file is missing, damaged or not a checkpoint of this package.
+        DamagedFileError: It is cut short or altered, or is not a checkpoint of this package.
+        InputError: It is missing, or holds what a checkpoint never does.
     """
     if path.is_dir():
         raise InputError(
             f"{path}: expected a checkpoint, got a folder; a run has {path / 'best.pt'}"
         )
     try:
+        content = _read_sealed(path)
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint={path}: expected a file, found none there") from error
+    except OSError as error:
+        raise DamagedFileError(f"{path}: could not read it ({error})") from error
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about foreign files
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        if missing_ok:
-            return None
-        raise InputError(f"checkpoint={path}: expected a file, found none there") from error
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message recommends to switch the safety off; we don't.
         raise InputError(
-            f"{path}: expected a checkpoint, got a file that is not one, or that holds more than "
-            "tensors and plain values and is therefore not read"
+            f"{path}: expected a checkpoint, got a file that holds more than tensors and plain "
+            "values and is therefore not read"
         ) from error
-    except Exception as error:  # torch's reader of damaged files raises almost anything
+    except Exception as error:  # torch's reader raises almost anything
         raise InputError(
             f"{path}: expected a checkpoint, could not read it ({type(error).__name__}: "
-            f"{_first_line(error)}). If this is the last.pt of a run that is damaged, remove it to "
-            "start over, or copy best.pt over it to go on from the best epoch"
+            f"{_first_line(error)})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise InputError(
-            f"{path}: expected a checkpoint of mobilenext (format {FORMAT}), got something else"
+            f"{path}: expected a checkpoint of this version of mobilenext (format {FORMAT}), got "
+            "something else"
         )
     return state
+
+
+def _write_sealed(content: io.BytesIO, file: BinaryIO) -> None:
+    # An archive without a comment ends with the comment's length, two zero bytes.
+    archive = content.getbuffer()[:-2]
+    file.write(archive)
+    file.write(SEAL_LENGTH.to_bytes(2, "little"))
+    file.write(SEAL + hashlib.sha256(archive).hexdigest().encode())
+
+
+def _read_sealed(path: Path) -> bytes:
+    """A file's content, if it is as `_write_sealed` left it.
+
+    Raises:
+        DamagedFileError: It is not.
+        OSError: It can't be read.
+    """
+    content = path.read_bytes()
+    archive, ending = content[: -SEAL_LENGTH - 2], content[-SEAL_LENGTH - 2 :]
+    length, seal = ending[:2], ending[2:]
+    if not seal.startswith(SEAL) or length != SEAL_LENGTH.to_bytes(2, "little"):
+        raise DamagedFileError(
+            f"{path}: expected a checkpoint of mobilenext, but the checksum at its end is missing: "
+            "it was cut short or altered, or something else wrote it"
+        )
+    if hashlib.sha256(archive).hexdigest().encode() != seal.removeprefix(SEAL):
+        raise DamagedFileError(
+            f"{path}: expected a checkpoint of mobilenext, but its content does not match the "
+            "checksum at its end: it was altered after it had been written"
+        )
+    return content
+
+
+def _generation(path: Path) -> int:
+    number = path.stem.removeprefix("last-")
+    return int(number) if number.isdigit() else 1 << 30
 
 
 def save_weights(path: Path, network: nn.Module, description: dict[str, Any]) -> None:

@@ -11,9 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mobilenext.errors import InputError, UserError
+from mobilenext.errors import InputError, LostProcessError, UserError
 
 T = TypeVar("T")
+
+LOST_SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL")
+"""In what torch's backends say when another process is gone; they have no type for it."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,61 @@ class Process:
             raise box[1]
         return box[0]
 
-    def broadcast_buffers(self, network: nn.Module) -> None:
-        """Give every rank the running statistics of rank 0.
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on all ranks; it has to be picklable."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
 
-        While training, each rank's norms follow the images of that rank. Evaluation and checkpoints
-        are defined with those of rank 0.
-        """
+    def broadcast_buffers(self, network: nn.Module) -> None:
+        """Give every rank the running statistics of rank 0."""
         if self.world_size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
+
+    def average_buffers(self, network: nn.Module) -> None:
+        """Give every rank the mean of all ranks' running statistics."""
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                self.all_reduce_sum(buffer).div_(self.world_size)
+
+
+class Agreement:
+    """Lets all ranks act on a wish of any of them at the same step, and none waits for it.
+
+    The wishes of one call travel while the next step is computed, over a gloo group of their own,
+    so the device is not waited for either. Alone, a process gets its own wishes back at once.
+
+    Args:
+        process: This process; all of them have to make an `Agreement` at the same place.
+        wishes: How many there are.
+    """
+
+    def __init__(self, process: Process, wishes: int) -> None:
+        self.alone = process.world_size == 1
+        self.group: Any = None if self.alone else dist.new_group(backend="gloo")
+        self.sent = torch.zeros(wishes, dtype=torch.int32)
+        self.work: dist.Work | None = None
+
+    def exchange(self, *wishes: bool) -> list[bool]:
+        """Send this rank's wishes; returns what any rank wished at the call before this one."""
+        if self.alone:
+            return list(wishes)
+        agreed = self.agreed()
+        self.sent = torch.tensor(wishes, dtype=torch.int32)
+        self.work = dist.all_reduce(
+            self.sent, op=dist.ReduceOp.MAX, group=self.group, async_op=True
+        )
+        return agreed
+
+    def agreed(self) -> list[bool]:
+        """What any rank wished at the last call; waits until all have made it."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
+        return self.sent.bool().tolist()
 
 
 def launched_by_torchrun() -> bool:
@@ -88,10 +137,12 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
 
     Args:
         device: auto (CUDA if there is one, else CPU), cpu, cuda, or another torch device type.
-        timeout_minutes: How long a collective may wait for the others.
+        timeout_minutes: How long a process may hang; collectives wait a little longer, so that
+            the `Watchdog`, who knows which process it is, comes first.
 
     Raises:
         InputError: The device is not there.
+        LostProcessError: Another process went away inside.
     """
     rank = int(os.environ["RANK"]) if launched_by_torchrun() else 0
     world_size = int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
@@ -105,10 +156,19 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         return
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timedelta(minutes=timeout_minutes),
+        timeout=timedelta(minutes=1.5 * timeout_minutes + 1),
         device_id=chosen if chosen.type == "cuda" else None,
     )
-    yield process
+    try:
+        yield process
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not any(sign in str(error) for sign in LOST_SIGNS):
+            raise
+        raise LostProcessError(
+            "lost contact with another process of the job: its own message, or what torchrun says "
+            f"of it, has the cause ({str(error).splitlines()[0][:200]}). The same command goes on "
+            "from the last checkpoint"
+        ) from error
     # Only after success: after an error the others may be inside a collective, and taking the
     # group down would bury the message of this rank under theirs.
     dist.destroy_process_group()

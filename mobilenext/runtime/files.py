@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    before_rename: Callable[[Path], object] | None = None,
+) -> None:
     """Write a temporary file beside `path`, flush it to the disk and rename it.
 
-    A reader sees the old content or the new one, also after a power cut; if `write` fails, the old
+    A reader sees the old content or the new one, also after a power cut; if anything fails, the old
     one stays and the temporary file goes.
+
+    Args:
+        path: The file to write or replace.
+        write: Writes the content.
+        before_rename: Called with the temporary file when it is on the disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -19,6 +28,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if before_rename is not None:
+            before_rename(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from mobilenext.runtime.run_folder import RunFolder
 T = TypeVar("T")
 
 LINE_EVERY_SECONDS = 10.0
+SCALARS = ("lr", "loss", "top1", "top5", "skipped_steps", "images_per_second", "data_wait_share")
+"""What TensorBoard gets of a row of metrics.jsonl."""
 
 
 def say(text: str, process: Process | None = None) -> None:
@@ -35,6 +37,10 @@ class Monitor:
         epochs: Epochs of the whole run.
         steps_per_epoch: Optimiser steps in an epoch.
         first_step: Steps done in earlier sessions of the run; what was logged beyond it is dropped.
+        first_epoch: Whole epochs done in them.
+
+    Raises:
+        InputError: By any method: the folder can't be written to.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Monitor:
         epochs: int,
         steps_per_epoch: int,
         first_step: int,
+        first_epoch: int,
     ) -> None:
         self.folder, self.process = folder, process
         self.epochs, self.steps_per_epoch, self.first_step = epochs, steps_per_epoch, first_step
@@ -51,10 +58,17 @@ class Monitor:
         self.board: SummaryWriter | None = None
         self.bar: tqdm[Any] | None = None
         self.described = False
-        self.epoch_so_far: Interval | None = None
         if process.is_main:
-            folder.rewind_metrics(first_step)
-            self.board = SummaryWriter(str(folder.path), purge_step=first_step + 1)
+            kept = folder.rewind_metrics(first_step, first_epoch)
+            # TensorBoard can only drop all of a step. Where an epoch's evaluation is still to come,
+            # what was told of its last step goes as well, and is told again.
+            again = first_step == (first_epoch + 1) * steps_per_epoch
+            purge_step = first_step if again else first_step + 1
+            with folder.writable():
+                self.board = SummaryWriter(str(folder.path), purge_step=purge_step)
+            for row in kept if again else []:
+                if row["step"] == first_step:
+                    self._scalars("train", row, first_step)
 
     def describe_once(self, config_yaml: str, pixels: Tensor) -> None:
         """Show the config and a few input images, uint8 (N, H, W, 3), in TensorBoard."""
@@ -64,13 +78,14 @@ class Monitor:
             grid = make_grid(pixels[:16].permute(0, 3, 1, 2), nrow=8)
             self.board.add_image("train/images", grid, self.first_step)
 
-    def steps(self, batches: Iterable[T], epoch: int) -> Iterator[T]:
-        """Pass an epoch's batches on, moving a progress bar if standard error is a terminal."""
+    def steps(self, batches: Iterable[T], epoch: int, first: int) -> Iterator[T]:
+        """Pass an epoch's batches on, from batch `first`; moves a bar if there is a terminal."""
         if not self.process.is_main or not sys.stderr.isatty():
             yield from batches
             return
         title = f"epoch {epoch + 1}/{self.epochs}"
-        with tqdm(batches, title, self.steps_per_epoch, leave=False, unit="step") as self.bar:
+        total = self.steps_per_epoch
+        with tqdm(batches, title, total, leave=False, unit="step", initial=first) as self.bar:
             yield from self.bar
         self.bar = None
 
@@ -78,15 +93,13 @@ class Monitor:
         """Report a logging interval that ended with `step`."""
         if self.board is None:
             return
-        self.epoch_so_far = interval if self.epoch_so_far is None else self.epoch_so_far + interval
         means = interval.means()
         self.folder.append_metrics(
             {"kind": "train", "epoch": epoch + 1, "step": step, "lr": lr, **means}
         )
-        for name, value in {"lr": lr, **means}.items():
-            self.board.add_scalar(f"train/{name}", value, step)
+        self._scalars("train", {"lr": lr, **means}, step)
         text = (
-            f"loss {means['loss']:.4f}  train top-1 {means['top1']:.2f} %  "
+            f"{_loss(means)}  train top-1 {means['top1']:.2f} %  "
             f"{self._pace(means)}  left {self._time_left(step)}"
         )
         if self.bar is not None:
@@ -99,39 +112,61 @@ class Monitor:
                 f"epoch {epoch + 1}/{self.epochs} step {done}/{self.steps_per_epoch}  {text}"
             )
 
-    def epoch(self, epoch: int, step: int, scores: dict[str, dict[str, Any]]) -> None:
-        """Report the end of an epoch: scores by the weights' name, `val` or `ema`."""
-        if self.board is None or self.epoch_so_far is None:
+    def epoch(
+        self, epoch: int, step: int, interval: Interval, scores: dict[str, dict[str, Any]]
+    ) -> None:
+        """Report the end of an epoch: its sums, and scores by the weights' name, `val` or `ema`."""
+        if self.board is None:
             return
-        means, self.epoch_so_far = self.epoch_so_far.means(), None
+        means = interval.means()
         for kind, values in scores.items():
             self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **values})
-            for name in ("loss", "top1", "top5"):
-                self.board.add_scalar(f"{kind}/{name}", values[name], step)
-        self.board.flush()
+            self._scalars(kind, values, step)
+        self.flush()
         told = "  ".join(f"{kind} top-1 {values['top1']:.2f} %" for kind, values in scores.items())
         self._line(
-            f"epoch {epoch + 1}/{self.epochs}  loss {means['loss']:.4f}  {told}  "
+            f"epoch {epoch + 1}/{self.epochs}  {_loss(means)}  {told}  "
             f"{self._pace(means)}  left {self._time_left(step)}"
         )
+
+    def flush(self) -> None:
+        """Have all that was reported in the files; a checkpoint that follows counts on it."""
+        if self.board is not None:
+            with self.folder.writable():
+                self.board.flush()
+                self.folder.sync_metrics()
 
     def close(self) -> None:
         """Finish the TensorBoard file."""
         if self.board is not None:
-            self.board.close()
+            with self.folder.writable():
+                self.board.close()
+
+    def _scalars(self, kind: str, values: dict[str, Any], step: int) -> None:
+        assert self.board is not None
+        with self.folder.writable():
+            for name in SCALARS:
+                if values.get(name) is not None:
+                    self.board.add_scalar(f"{kind}/{name}", values[name], step)
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
         say(text)
 
     @staticmethod
-    def _pace(means: dict[str, float]) -> str:
+    def _pace(means: dict[str, Any]) -> str:
         share = means["data_wait_share"]
         return f"{means['images_per_second']:,.0f} images/s  data wait {share:.0%}"
 
     def _time_left(self, step: int) -> str:
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
         return format_seconds(pace * (self.epochs * self.steps_per_epoch - step))
+
+
+def _loss(means: dict[str, Any]) -> str:
+    loss = "none" if means["loss"] is None else f"{means['loss']:.4f}"
+    skipped = means.get("skipped_steps")
+    return f"loss {loss}" + (f" ({skipped} steps skipped)" if skipped else "")
 
 
 def format_seconds(seconds: float) -> str:

@@ -2,15 +2,29 @@
 
 config.yaml         the resolved config
 metrics.jsonl       a line for each logging interval and each evaluation
-last.pt, best.pt    checkpoints (see `checkpoint`)
+sessions.jsonl      a line for each start and each end of a session, with the reason of the end
+last.pt, last-1.pt  the newest checkpoint and the one before it (see `checkpoint`)
+best.pt             the checkpoint of the best epoch
+unreadable.txt      images that could not be read, if there are any
 events.out.*        TensorBoard
 model.safetensors   final weights, once finished
 result.json         the numbers, once finished; tables are built from these files only
+.lock               held while a job uses the folder
 """
 
 import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are not kept apart there
+    fcntl = None
 
 from mobilenext.errors import InputError
 from mobilenext.runtime.files import write_atomically
@@ -21,10 +35,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.last = path / "last.pt"
-        self.best = path / "best.pt"
         self.weights = path / "model.safetensors"
         self.metrics = path / "metrics.jsonl"
+        self.sessions = path / "sessions.jsonl"
 
     def create(self, config_yaml: str) -> None:
         """Make the folder and write the config into it.
@@ -32,14 +45,45 @@ class RunFolder:
         Raises:
             InputError: The folder can't be made or written to.
         """
-        try:
+        with self.writable():
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_text("config.yaml", config_yaml)
-        except OSError as error:
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other jobs out of the folder, which is made if need be.
+
+        The lock is the operating system's, so it goes with the process, however that ends; unlike
+        others of its kind it is not handed on to forked processes, and it works over NFS.
+
+        Raises:
+            InputError: Another process has it, or the folder can't be made or written to.
+        """
+        with self.writable():
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        with file:
+            self._lock(file)
+            yield
+
+    def _lock(self, file: IO[str]) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
             raise InputError(
-                f"can't write to the run folder {self.path} ({error}); mend that or choose another "
-                "place with output_dir=/path"
+                f"{self.path} is in use by {file.read().strip() or 'another process'}; two runs "
+                "can't share a folder: wait for that one or stop it, or keep this one apart with "
+                "output_dir=... or name=..."
             ) from error
+        except OSError:
+            return  # a file system without locks
+        file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        file.flush()
 
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None."""
@@ -57,23 +101,68 @@ class RunFolder:
         """Mark the run as finished."""
         self._write_text("result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop the lines of steps after `step`, and a torn last line, to go on from there."""
+    def rewind_metrics(self, step: int, epoch: int) -> list[dict[str, Any]]:
+        """Drop what came after a checkpoint, and a torn last line, to go on from there.
+
+        Args:
+            step: Optimiser steps that the checkpoint has.
+            epoch: Whole epochs that it has; evaluations of later ones will be made again.
+
+        Returns:
+            The rows that stay.
+        """
         if not self.metrics.exists():
-            return
+            return []
         kept = []
         for line in self.metrics.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
-        self._write_text("metrics.jsonl", "".join(kept))
+            done = row["step"] <= step if row["kind"] == "train" else row["epoch"] <= epoch
+            if done:
+                kept.append(row)
+        self._write_text("metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in kept))
+        return kept
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        self._append(self.metrics, row)
+
+    def append_session(self, row: dict[str, Any]) -> None:
+        """Add a line to sessions.jsonl, with the time."""
+        self._append(self.sessions, {"time": datetime.now(UTC).isoformat("T", "seconds"), **row})
+
+    def sessions_begun(self) -> int:
+        """How many sessions the run has had."""
+        lines = self.sessions.read_text().splitlines()
+        return sum('"event": "start"' in line for line in lines)
+
+    def sync_metrics(self) -> None:
+        """Have what metrics.jsonl says on the disk: a checkpoint that follows counts on it."""
+        if self.metrics.exists():
+            with self.metrics.open("a") as file:
+                os.fsync(file.fileno())
+
+    def write_unreadable(self, lines: Iterable[str]) -> None:
+        """Replace the list of images that could not be read."""
+        self._write_text("unreadable.txt", "".join(f"{line}\n" for line in lines))
+
+    def _append(self, path: Path, row: dict[str, Any]) -> None:
+        with self.writable(), path.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
+    @contextmanager
+    def writable(self) -> Iterator[None]:
+        """Turn a failed write inside (a full disk, say) into an `InputError` with advice."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"can't write to the run folder {self.path} ({error}); mend that and run the same "
+                "command again, or choose another place with output_dir=/path"
+            ) from error
+
     def _write_text(self, name: str, text: str) -> None:
-        write_atomically(self.path / name, lambda file: file.write(text.encode()))
+        with self.writable():
+            write_atomically(self.path / name, lambda file: file.write(text.encode()))

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.runtime.checkpoint import load_into
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.metrics import Clock
+from mobilenext.runtime.metrics import TrainMeter
 
 Scores = dict[str, dict[str, Any]]
 
@@ -29,15 +29,23 @@ class TrainState:
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    clock: Clock = field(default_factory=Clock)
+    meter: TrainMeter
+    batch_norm: str = "reduce"
+    """How processes come to the same running statistics: reduce, broadcast or sync."""
     epoch: int = 0
-    """Whole epochs done."""
+    """Whole epochs done, evaluation included."""
     step: int = 0
     """Optimiser steps done."""
-    best: dict[str, float] = field(default_factory=lambda: {"top1": -1.0, "epoch": 0})
-    """Highest top-1 of the headline weights, and after how many epochs."""
+    best: dict[str, float] = field(default_factory=lambda: {"top1": -1.0, "epoch": 0, "step": 0})
+    """Highest top-1 of the headline weights, and after how many epochs and steps."""
     scores: Scores = field(default_factory=dict)
     """Of the last evaluation, by the weights' name: `val` for the raw ones, `ema` for averages."""
+    unreadable: dict[str, dict[int, str]] = field(default_factory=lambda: {"train": {}, "val": {}})
+    """Images that could not be read so far: by split and index, what is wrong with them."""
+    united: bool = True
+    """Whether all processes have the same running statistics now."""
+    rank_buffers: list[list[Tensor]] | None = None
+    """If they don't, and each one's own count: those of all ranks, for a checkpoint."""
 
     def evaluated(self) -> dict[str, nn.Module]:
         """The weights to evaluate, by name."""
@@ -49,12 +57,44 @@ class TrainState:
         """Name of the weights that are the run's result: the averages if there are any."""
         return "val" if self.ema is None else "ema"
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights as they are now have the highest top-1 of the run so far."""
+        return self.step == self.best["step"]
+
     def record(self, scores: Scores) -> None:
-        """Note the scores after an epoch, and whether they are the best so far."""
+        """Note an epoch's end, its scores, and whether they are the best so far."""
+        self.epoch += 1
         self.scores = scores
         top1 = scores[self.headline]["top1"]
         if top1 > self.best["top1"]:
-            self.best = {"top1": top1, "epoch": self.epoch}
+            self.best = {"top1": top1, "epoch": self.epoch, "step": self.step}
+
+    def stepped(self) -> None:
+        """Note an optimiser step, after which each process has running statistics of its own."""
+        self.step += 1
+        self.united = False
+
+    def unite_batch_norms(self, process: Process) -> None:
+        """Give all processes the same running statistics, as `batch_norm` says.
+
+        While training, each process's norms follow the images of that process (unless they are
+        synchronised). Evaluation is of the united ones, of the network and of its averages.
+        """
+        if not self.united:
+            for network in self.evaluated().values():
+                if self.batch_norm == "reduce":
+                    process.average_buffers(network)
+                else:
+                    process.broadcast_buffers(network)
+        self.united, self.rank_buffers = True, None
+
+    def gather(self, process: Process) -> None:
+        """Bring to rank 0 what only the others know; all of them call this before a checkpoint."""
+        self.rank_buffers = None
+        if self.batch_norm == "reduce" and process.world_size > 1 and not self.united:
+            own = [buffer.cpu() for buffer in self._buffers()]
+            self.rank_buffers = process.gather(own)
 
     def to_plain(self) -> dict[str, Any]:
         """For a checkpoint: tensors and plain values only."""
@@ -64,19 +104,23 @@ class TrainState:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "clock": self.clock.as_dict(),
+            "meter": self.meter.to_plain(),
+            "unreadable": self.unreadable,
+            "united": self.united,
+            "rank_buffers": self.rank_buffers,
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
             "scores": self.scores,
         }
 
-    def restore(self, plain: dict[str, Any], path: Path) -> None:
+    def restore(self, plain: dict[str, Any], path: Path, process: Process) -> None:
         """Go on from a checkpoint.
 
         Args:
             plain: The checkpoint.
             path: Where it came from, for messages.
+            process: This process; if there were as many as now, it gets its own statistics back.
 
         Raises:
             InputError: It is of another network.
@@ -87,14 +131,17 @@ class TrainState:
             load_into(self.ema.module, plain["ema"], path)
         self.optimizer.load_state_dict(plain["optimizer"])
         self.scaler.load_state_dict(plain["scaler"])
-        self.clock = Clock(**plain["clock"])
+        self.meter.restore(plain["meter"])
         self.epoch, self.step = plain["epoch"], plain["step"]
         self.best, self.scores = plain["best"], plain["scores"]
+        self.unreadable, self.united = plain["unreadable"], plain["united"]
+        ranks = plain["rank_buffers"]
+        if ranks is not None and len(ranks) == process.world_size:
+            for buffer, value in zip(self._buffers(), ranks[process.rank], strict=True):
+                buffer.copy_(value)
 
-    def broadcast_buffers(self, process: Process) -> None:
-        """Give every rank rank 0's running statistics, of the network and of its averages."""
-        for network in self.evaluated().values():
-            process.broadcast_buffers(network)
+    def _buffers(self) -> list[Tensor]:
+        return [b for network in self.evaluated().values() for b in network.buffers()]
 
 
 def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mobilenext.data import (
     train_transform,
 )
 from mobilenext.data.loader import Loader, epoch_order
+from mobilenext.data.sources import Images
 from mobilenext.errors import InputError
 
 AUGMENT = {
@@ -118,6 +120,86 @@ def test_a_damaged_file_is_one_clear_error(photo_folder: Path, workers: int) -> 
     with pytest.raises(InputError, match=r"flower/3\.jpg") as caught:
         list(batches.epoch(0))
     assert "Traceback" not in str(caught.value)
+
+
+class SomeBad:
+    """Images of which some can't be read."""
+
+    def __init__(self, images: Images, bad: set[int]) -> None:
+        self.images, self.bad = images, bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
+        if index in self.bad:
+            raise InputError(f"image {index} is bad")
+        return self.images[index]
+
+
+BAD = set(range(0, 1437, 40))
+
+
+def lenient(rank: int = 0, world_size: int = 1, workers: int = 0, share: float = 0.1) -> Loader:
+    return train_loader(
+        SomeBad(DIGITS.train, BAD), train_transform(24, **AUGMENT), seed=7, global_batch_size=96,
+        rank=rank, world_size=world_size, workers=workers, on_bad_image="skip",
+        max_bad_share=share,
+    )  # fmt: skip
+
+
+def test_unreadable_images_give_their_places_to_others() -> None:
+    """The same ones for any number of workers and processes, and from any batch on."""
+    batches = lenient()
+    whole = list(batches.epoch(1))
+    assert batches.unreadable.keys() <= BAD
+    assert len(batches.unreadable) > 0.9 * len(BAD)  # but for those in the part left out
+    assert batches.unreadable[40] == "image 40 is bad"
+    strict = list(loader().epoch(1))
+    order = epoch_order(1437, 7, 1).tolist()
+    for number, ((pixels, labels), (expected, expected_labels)) in enumerate(
+        zip(whole, strict, strict=True)
+    ):
+        readable = [i not in BAD for i in order[96 * number : 96 * (number + 1)]]
+        assert torch.equal(pixels[readable], expected[readable])
+        assert torch.equal(labels[readable], expected_labels[readable])
+    assert_same(whole, list(lenient(workers=2).epoch(1)))
+    ranks = [lenient(rank, 3) for rank in range(3)]
+    joined = [
+        tuple(torch.cat(parts) for parts in zip(*shares, strict=True))
+        for shares in zip(*(rank.epoch(1) for rank in ranks), strict=True)
+    ]
+    assert_same(whole, joined)
+    assert ranks[0].unreadable | ranks[1].unreadable | ranks[2].unreadable == batches.unreadable
+    assert_same(whole[5:], list(lenient().epoch(1, first_batch=5)))
+
+
+def test_too_many_unreadable_images_stop_the_run() -> None:
+    message = r"data.max_bad_share=0.01: 15 of 1,437 images could not be read.*image \d+ is bad"
+    with pytest.raises(InputError, match=message):
+        list(lenient(share=0.01).epoch(0))
+
+
+def test_no_readable_image_at_all() -> None:
+    batches = train_loader(
+        SomeBad(DIGITS.train, set(range(1437))), train_transform(24), seed=0,
+        global_batch_size=8, on_bad_image="skip",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="images drawn one after the other could not be read"):
+        next(batches.epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_leaves_unreadable_images_out(workers: int) -> None:
+    """A batch may be smaller, or missing altogether."""
+    shard = eval_loader(
+        SomeBad(DIGITS.val, {0, 5, *range(16, 24)}), eval_transform(32, crop_ratio=1),
+        batch_size=8, workers=workers, on_bad_image="skip",
+    )  # fmt: skip
+    batches = list(shard.epoch(0))
+    assert [len(labels) for _, labels in batches[:3]] == [6, 8, 8]
+    assert sum(len(labels) for _, labels in batches) == 350
+    assert shard.unreadable.keys() == {0, 5, *range(16, 24)}
 
 
 def test_synthetic_training_repeats_one_batch() -> None:

@@ -1,13 +1,20 @@
+import io
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from mobilenext.errors import InputError
+from mobilenext.errors import DamagedFileError, InputError
+from mobilenext.runtime import checkpoint
 from mobilenext.runtime.checkpoint import (
+    Checkpoints,
     load_checkpoint,
     load_into,
     load_weights,
@@ -58,25 +65,37 @@ class Evil:
 def test_foreign_files_cannot_run_code(tmp_path: Path) -> None:
     marker = Path("/tmp/mobilenext-was-here")
     marker.unlink(missing_ok=True)
-    torch.save({"format": 1, "model": {}, "x": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": 2, "model": {}, "x": Evil()}, tmp_path / "evil.pt")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pt", "evil.pkl"):
-        with pytest.raises(InputError, match="tensors and plain values"):
+        with pytest.raises(DamagedFileError, match="something else wrote it"):
             load_checkpoint(tmp_path / name)
+    # also where somebody took the trouble to add a checksum
+    save_checkpoint(tmp_path / "sealed.pt", {"model": {}, "x": Evil()})
+    with pytest.raises(InputError, match="tensors and plain values"):
+        load_checkpoint(tmp_path / "sealed.pt")
     assert not marker.exists()
+
+
+def test_torch_reads_our_files(tmp_path: Path) -> None:
+    path, saved = tmp_path / "last.pt", state(step=7)
+    save_checkpoint(path, saved)
+    loaded = torch.load(path, weights_only=True)
+    assert torch.equal(loaded["network"]["weight"], saved["network"]["weight"])
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     good = tmp_path / "good.pt"
     save_checkpoint(good, state())
+    content = good.read_bytes()
     bad = tmp_path / "bad.pt"
-    for content in (b"", b"hello", good.read_bytes()[:-200], good.read_bytes()[:200]):
-        bad.write_bytes(content)
-        with pytest.raises(InputError, match=r"bad\.pt: expected a checkpoint"):
+    for damaged in (b"", b"hello", content[:-200], content[:-1], content[:200], content + b"x"):
+        bad.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=r"bad\.pt: expected a checkpoint"):
             load_checkpoint(bad)
     with pytest.raises(InputError, match=r"got a folder; a run has .*best\.pt"):
         load_checkpoint(tmp_path)
-    torch.save({"weight": torch.zeros(1)}, bad)
+    save_checkpoint(bad, {"weight": torch.zeros(1)})
     with pytest.raises(InputError, match="got something else"):
         load_checkpoint(bad)
     with pytest.raises(InputError, match="found none there"):
@@ -92,6 +111,134 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         load_weights(foreign)
 
 
+def test_every_altered_bit_is_found(tmp_path: Path) -> None:
+    """Also in the archive's directory at the end, where its own checksums do not reach."""
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, state())
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    for place in {*range(len(content) - 600, len(content)), *random.integers(0, len(content), 200)}:
+        altered = bytearray(content)
+        altered[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(altered)
+        with pytest.raises(DamagedFileError):
+            load_checkpoint(path)
+
+
+def steps_of(checkpoints: Checkpoints) -> dict[str, int]:
+    folder = checkpoints.last.parent
+    return {path.name: load_checkpoint(path)["step"] for path in sorted(folder.glob("*.pt"))}
+
+
+@pytest.mark.parametrize(
+    ("keep", "names"),
+    [(1, ["last.pt"]), (2, ["last-1.pt", "last.pt"]), (3, ["last-1.pt", "last-2.pt", "last.pt"])],
+)
+def test_the_newest_are_kept(tmp_path: Path, keep: int, names: list[str]) -> None:
+    Checkpoints(tmp_path, keep=3).save(state(step=0))  # an earlier session kept more
+    checkpoints = Checkpoints(tmp_path, keep=keep)
+    for step in range(1, 6):
+        checkpoints.save(state(step=step))
+    expected = {"last.pt": 5, "last-1.pt": 4, "last-2.pt": 3}
+    assert steps_of(checkpoints) == {name: expected[name] for name in names}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+def test_the_one_before_a_damaged_checkpoint_is_used(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(state(step=step))
+    damage(checkpoints.last)
+    found = checkpoints.load()
+    assert found.state is not None
+    assert (found.state["step"], found.path.name) == (2, "last-1.pt")
+    assert any("last.pt" in text for text in found.passed_over)
+    assert found.passed_over[-1].endswith("last-1.pt, step 2")
+    checkpoints.save(state(step=9))
+    # the damaged one has pushed nothing out
+    assert steps_of(checkpoints) == {"last.pt": 9, "last-1.pt": 2}
+
+
+def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(step=1))
+    shutil.copy(checkpoints.last, checkpoints.best)
+    checkpoints.save(state(step=2))
+    for name in ("last.pt", "last-1.pt"):
+        flip_a_bit(tmp_path / name)
+    found = checkpoints.load()
+    assert found.path == checkpoints.best
+    flip_a_bit(checkpoints.best)
+    with pytest.raises(InputError, match=r"no checkpoint of this run is whole.*starts over"):
+        checkpoints.load()
+    assert checkpoints.load().state is None
+
+
+def test_a_file_that_comes_back_altered_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(state(step=step))
+    honest = checkpoint._write_sealed
+
+    def bad_disk(content: io.BytesIO, file: BinaryIO) -> None:
+        honest(content, file)
+        file.seek(100)
+        file.write(b"?")
+
+    monkeypatch.setattr(checkpoint, "_write_sealed", bad_disk)
+    with pytest.raises(InputError, match="does not match the checksum"):
+        checkpoints.save(state(step=3))
+    assert steps_of(checkpoints) == {"last.pt": 2, "last-1.pt": 1}
+
+
+def test_when_a_checkpoint_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    assert not Checkpoints(tmp_path).due(100)
+    by_steps = Checkpoints(tmp_path, every_steps=10)
+    assert [step for step in range(1, 31) if by_steps.due(step)] == [10, 20, 30]
+    by_time = Checkpoints(tmp_path, every_minutes=1)
+    assert not by_time.due(1)
+    now = 61.0
+    assert by_time.due(2)
+
+
+def test_writing_stays_within_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With writes of 2 s and a share of 5 %, steps of 1 s and a wish after each."""
+    now = 0.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    checkpoints = Checkpoints(tmp_path, every_steps=1, max_share=0.05)
+
+    def slow_disk(*_: object, **__: object) -> None:
+        nonlocal now
+        now += 2
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", slow_disk)
+    saved = 0
+    for step in range(1, 1001):
+        now += 1
+        if checkpoints.due(step):
+            checkpoints.save({})
+            saved += 1
+            # the first one's cost is not known before
+            assert saved == 1 or 2 * saved <= 0.05 * now
+    assert saved > 20
+
+
 def test_weights_of_another_network() -> None:
     with pytest.raises(InputError, match=r"expected the weights of the Linear .*size mismatch"):
         load_into(nn.Linear(3, 2), nn.Linear(3, 4).state_dict(), Path("x.pt"))
@@ -103,11 +250,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(
     path = tmp_path / "last.pt"
     save_checkpoint(path, state(step=1))
 
-    def fail(content: object, file) -> None:
+    def fail(content: io.BytesIO, file: BinaryIO) -> None:
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(checkpoint, "_write_sealed", fail)
     with pytest.raises(InputError, match=r"No space left.*Make room"):
         save_checkpoint(path, state(step=2))
     assert load_checkpoint(path)["step"] == 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.metrics import Clock, TrainMeter
+from mobilenext.runtime.metrics import MOST_SKIPS_IN_A_ROW, TrainMeter
 from mobilenext.runtime.monitor import format_seconds
 
 CPU = Process(torch.device("cpu"))
@@ -17,38 +17,94 @@ def slow_batches():
         yield number
 
 
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def add(meter: TrainMeter, *losses: float, finite: torch.Tensor = YES) -> None:
+    for loss in losses:
+        meter.add(torch.tensor(loss), torch.tensor(2), finite, 4)
+
+
 def test_interval() -> None:
-    clock = Clock()
-    meter = TrainMeter(CPU, clock)
+    meter = TrainMeter(CPU)
     for number in meter.timed(slow_batches()):
-        meter.add(torch.tensor(float(number)), torch.tensor(2), 4)
-    interval = meter.read(step=13)
+        add(meter, float(number))
+    assert meter.collect(step=13) is None
+    interval = meter.close()
     assert interval.means()["loss"] == 1.0
     assert interval.means()["top1"] == 50.0
-    assert interval.bad_step is None
-    assert interval.means()["data_wait_share"] > 0.8
-    assert (clock.images, interval.steps) == (12, 3)
-    assert clock.wait_seconds >= 0.15
-    assert clock.images_per_second == pytest.approx(12 / clock.train_seconds)
+    waited = interval.means()["data_wait_share"]
+    assert waited is not None
+    assert waited > 0.8
+    assert (meter.clock.images, interval.steps) == (12, 3)
+    assert meter.clock.wait_seconds >= 0.15
+    assert meter.clock.images_per_second == pytest.approx(12 / meter.clock.train_seconds)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_first_bad_step_is_named(bad: float) -> None:
-    meter = TrainMeter(CPU, Clock())
-    for loss in (1.0, 2.0, bad, 1.0, bad):
-        meter.add(torch.tensor(loss), torch.tensor(0), 1)
-    assert meter.read(step=105).bad_step == 103  # steps 101 to 105
+    meter = TrainMeter(CPU)
+    add(meter, 1.0, 2.0, bad, 1.0, bad)
+    assert meter.collect(step=105) == 103  # steps 101 to 105
+
+
+def test_a_gradient_that_is_not_finite_is_a_bad_step() -> None:
+    meter = TrainMeter(CPU)
+    add(meter, 1.0)
+    add(meter, 1.0, finite=NO)
+    assert meter.collect(step=2) == 2
+
+
+def test_overflow_under_a_gradient_scaler_is_no_bad_step() -> None:
+    meter = TrainMeter(CPU, scaled=True)
+    add(meter, 1.0, 3.0)
+    add(meter, 100.0, finite=NO)
+    assert meter.collect(step=3) is None
+    assert (meter.interval.means()["loss"], meter.interval.skipped) == (104 / 3, 1)
+    add(meter, math.nan, finite=NO)
+    assert meter.collect(step=4) == 4
+
+
+def test_skipped_steps_are_counted_and_bounded() -> None:
+    meter = TrainMeter(CPU, skips=True)
+    add(meter, 1.0, math.nan, 3.0)
+    assert meter.collect(step=3) is None
+    assert meter.interval.means()["loss"] == 2.0
+    assert meter.interval.means()["skipped_steps"] == 1
+    meter.close()
+    add(meter, *[math.nan] * MOST_SKIPS_IN_A_ROW)
+    assert meter.collect(step=33) is None
+    assert meter.interval.means()["loss"] is None
+    add(meter, math.inf)
+    assert meter.collect(step=34) == 34
 
 
 def test_intervals_add_up() -> None:
-    meter = TrainMeter(CPU, Clock())
-    parts = []
-    for losses in ([1.0, 2.0], [6.0]):
-        for loss in losses:
-            meter.add(torch.tensor(loss), torch.tensor(1), 2)
-        parts.append(meter.read(step=3))
-    assert (parts[0] + parts[1]).means()["loss"] == 3.0
-    assert (parts[0] + parts[1]).means()["top1"] == 50.0
+    meter = TrainMeter(CPU)
+    for step, losses in ((2, [1.0, 2.0]), (3, [6.0])):
+        add(meter, *losses)
+        meter.collect(step)
+        meter.close()
+    epoch = meter.close_epoch()
+    assert epoch.means()["loss"] == 3.0
+    assert epoch.means()["top1"] == 50.0
+    assert meter.epoch.steps == 0
+
+
+def test_a_checkpoint_within_an_interval_changes_no_number() -> None:
+    losses = torch.rand(50, generator=torch.Generator().manual_seed(0)).tolist()
+    whole, parts = TrainMeter(CPU), TrainMeter(CPU)
+    add(whole, *losses)
+    whole.collect(50)
+    add(parts, *losses[:17])
+    parts.collect(17)
+    resumed = TrainMeter(CPU)
+    resumed.restore(parts.to_plain())
+    add(resumed, *losses[17:])
+    resumed.collect(50)
+    assert resumed.interval.loss_sum == whole.interval.loss_sum
+    assert resumed.interval.steps == whole.interval.steps == 50
+    assert resumed.clock.images == whole.clock.images == 200
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,17 +34,70 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
         RunFolder(tmp_path).result()
 
 
-def test_metrics_are_rewound_to_a_step(tmp_path: Path) -> None:
+def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.rewind_metrics(0)
-    for step in (10, 20, 20, 30):
-        folder.append_metrics({"step": step})
+    folder.rewind_metrics(0, 0)
+    for kind, step, epoch in (
+        ("train", 10, 1), ("train", 20, 1), ("val", 20, 1), ("train", 30, 2), ("train", 40, 2),
+        ("val", 40, 2),
+    ):  # fmt: skip
+        folder.append_metrics({"kind": kind, "step": step, "epoch": epoch})
     with folder.metrics.open("a") as file:
         file.write('{"step": 4')  # torn by a kill
-    folder.rewind_metrics(20)
-    folder.append_metrics({"step": 21})
+    folder.rewind_metrics(40, 1)  # the second epoch's evaluation had not been saved
+    folder.append_metrics({"kind": "train", "step": 41, "epoch": 3})
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [10, 20, 20, 21]
+    assert [line["step"] for line in lines] == [10, 20, 20, 30, 40, 41]
+    folder.rewind_metrics(20, 1)
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 20]
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """Another process that holds a folder's lock, and has a child as loaders have."""
+    code = f"""
+import os, time
+from pathlib import Path
+from mobilenext.runtime.run_folder import RunFolder
+with RunFolder(Path({str(path)!r})).locked():
+    child = os.fork()
+    print(child, flush=True)
+    time.sleep(60)
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_a_folder_in_use_is_refused_until_its_process_dies(tmp_path: Path) -> None:
+    with hold(tmp_path) as other:
+        assert other.stdout is not None
+        child = int(other.stdout.readline())
+        try:
+            with (
+                pytest.raises(InputError, match=rf"in use by process {other.pid} on .*since"),
+                RunFolder(tmp_path).locked(),
+            ):
+                pass
+        finally:
+            other.kill()
+            other.wait()
+        try:
+            with RunFolder(tmp_path).locked():  # though the child of the killed one lives on
+                os.kill(child, 0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+    with RunFolder(tmp_path).locked():  # let go at the end of the block
+        pass
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=r"can't write to the run folder .*No space left"):
+        folder.append_metrics({"step": 1})
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path: Path) -> None:

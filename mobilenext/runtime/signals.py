@@ -1,0 +1,69 @@
+"""Signals that ask a run to end: the first is noted, the second ends the process at once."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Self
+
+ASKED_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1")
+"""From schedulers and users; SIGUSR1 is SLURM's advance notice (`sbatch --signal=USR1@120`)."""
+
+ONE_WISH_SECONDS = 1.0
+"""torchrun passes on a Ctrl-C that its processes have got already: that is one wish, not two."""
+
+
+class StopSignals:
+    """While entered, signals don't end this process; `received` names the first one.
+
+    Python runs signal handlers only between two of its own instructions, so none would run while
+    the process waits in a collective. The interpreter writes each signal's number to a socket the
+    moment that it arrives, and a thread reads it there.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __enter__(self) -> Self:
+        self._at = 0.0
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        numbers = [getattr(signal, name) for name in ASKED_TO_STOP if hasattr(signal, name)]
+        self._old_handlers = {number: signal.signal(number, _leave_it) for number in numbers}
+        self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(set(numbers),), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._old_fd)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        self._writer.close()
+
+    def _listen(self, numbers: set[int]) -> None:
+        with self._reader:
+            while data := self._reader.recv(64):
+                for number in data:
+                    if number in numbers:  # others with a handler, SIGCHLD say, arrive here too
+                        self._note(number)
+
+    def _note(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.received is None:
+            self.received, self._at = name, time.monotonic()
+        elif time.monotonic() - self._at > ONE_WISH_SECONDS:
+            sys.stderr.write(f"\n{name} after {self.received}: stopped at once\n")
+            sys.stderr.flush()
+            os._exit(128 + number)
+
+
+def _leave_it(number: int, frame: FrameType | None) -> None:
+    """A handler has to exist for the interpreter to pass the signal on."""

@@ -1,0 +1,61 @@
+"""What processes of a job tell each other, in those that torchrun started; rank 0 prints JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from mobilenext.data import DeviceBatches, Loader, eval_loader, eval_transform, synthetic
+from mobilenext.evaluate import score
+from mobilenext.runtime.distributed import Agreement, process_group
+
+LENGTHS = (1, 7, 64, 65)
+
+
+class Pixels(nn.Module):
+    """A network whose logits are pixels: nothing to learn, and no two images alike."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 7)."""
+        return images.flatten(1)[:, :7] * 3
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, torch.device("cpu"))
+    transform = eval_transform(16, crop_ratio=1)
+    results = {}
+    with process_group("cpu", 5) as process:
+
+        def shard(length: int) -> Loader:
+            images = synthetic(1, length, 7, 16).val
+            rank, ranks = process.rank, process.world_size
+            return eval_loader(images, transform, batch_size=4, rank=rank, world_size=ranks)
+
+        for length in LENGTHS:
+            results[length] = score(Pixels(), shard(length), to_device, process, length)
+        # one rank that wants to end is enough, and no rank is left waiting
+        last = process.rank == process.world_size - 1
+        given_up = score(Pixels(), shard(65), to_device, process, 65, lambda: last)
+        results["given up"] = given_up is None
+        # each rank's running statistics are its rank
+        norm = nn.BatchNorm1d(2)
+        for name, unite in (
+            ("average", process.average_buffers),
+            ("broadcast", process.broadcast_buffers),
+        ):
+            nn.init.constant_(norm.get_buffer("running_mean"), process.rank)
+            unite(norm)
+            results[name] = process.gather(norm.get_buffer("running_mean").tolist())
+        agreement = Agreement(process, wishes=2)
+        results["agreed"] = [
+            agreement.exchange(process.is_main and step == 1, last and step == 2)
+            for step in range(4)
+        ]
+        results["agreed"].append(agreement.agreed())
+    if process.is_main:
+        print(json.dumps(results))  # noqa: T201
