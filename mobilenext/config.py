@@ -241,8 +241,8 @@ class TrainConfig:
     """Begin with a smaller decay that grows towards `ema_decay`."""
     nonfinite: str = "stop"
     """A loss or gradient that is not finite ends the run (stop), or its step is left out and
-    counted (skip; the host then waits for the device once a step, and 30 in a row end the run).
-    With fp16, gradients that overflow are left out in either case, by its scaler."""
+    counted (skip; the host then waits for the device once a step, and more than 30 in a row end
+    the run). With fp16, gradients that overflow are left out in either case, by its scaler."""
     batch_norm: str = "reduce"
     """Running statistics of several processes: averaged before each evaluation (reduce), those of
     rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""

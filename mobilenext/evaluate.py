@@ -162,7 +162,7 @@ def score(
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         seen = torch.tensor(float(len(labels)), device=sums.device)
         sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
-    others = torch.tensor([len(loader.unreadable), gave_up], dtype=exact, device=process.device)
+    others = torch.tensor([loader.missed, gave_up], dtype=exact, device=process.device)
     told = process.all_reduce_sum(torch.cat([sums, others])).tolist()
     top1, top5, loss, count, unreadable, given_up = told
     if given_up:

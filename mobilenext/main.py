@@ -29,6 +29,7 @@ from mobilenext.runtime.backend import configure_torch
 from mobilenext.runtime.distributed import Process, launched_by_torchrun, process_group
 from mobilenext.runtime.precision import resolve_precision
 from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.runtime.signals import StopSignals
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -62,7 +63,9 @@ def launch(job: Job, config_name: str) -> None:
     def main(composed: DictConfig) -> dict[str, Any] | None:
         nonlocal failed_jobs
         try:
-            return _run(job, composed)
+            result = _run(job, composed)
+            _heed_late_signal()
+            return result
         except UserError as error:
             # The process group, if any, still stands (see `process_group`): the message of this
             # rank comes before those of others that lost it.
@@ -134,6 +137,13 @@ def _show(error: UserError) -> None:
     where = "" if rank == "0" else f" [rank {rank}]"
     sys.stderr.write(f"error{where}: {error}\n")
     sys.stderr.flush()
+
+
+def _heed_late_signal() -> None:
+    """End a sweep whose job was done by the time that it was asked to stop."""
+    if StopSignals.unheeded and HydraConfig.get().mode == RunMode.MULTIRUN:
+        sys.stderr.write(f"\n{StopSignals.unheeded}: the sweep ends after this job\n")
+        raise SystemExit(EXIT_PREEMPTED)
 
 
 def _say_preempted(signal: str, step: int) -> None:

@@ -105,6 +105,7 @@ def train(  # noqa: C901 - one linear story
     meter = TrainMeter(process, config.nonfinite == "skip", precision.scaler.is_enabled())
     model = {**to_plain(config.model), "num_classes": len(images.classes)}
     described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
+    described["train_images"] = len(images.train)
     state = TrainState(
         described, network, ema, optimizer, precision.scaler, meter, config.batch_norm
     )
@@ -114,6 +115,7 @@ def train(  # noqa: C901 - one linear story
 
     def save() -> None:
         _collect(state, learning_rate, checkpoints)
+        _check_weights(state, learning_rate, checkpoints, process)
         _gather_unreadable(state, loaders, images, config, process, folder)
         monitor.flush()
         state.gather(process)
@@ -121,6 +123,9 @@ def train(  # noqa: C901 - one linear story
         meter.pause()
 
     with session, stack:
+        result = process.on_main(folder.result)
+        if result is not None:  # another job had the folder, and finished it meanwhile
+            return result
         _restore(state, checkpoints, process)
         config_yaml = to_yaml(config)
         process.on_main(lambda: folder.create(config_yaml))
@@ -155,7 +160,8 @@ def train(  # noqa: C901 - one linear story
                 if (batch + 1) % config.runtime.log_every == 0 or last:
                     _collect(state, learning_rate, checkpoints)
                     monitor.interval(epoch, state.step, lr, meter.close())
-                stop, due = session.after(state.step, checkpoints.due(state.step))
+                wish = not last and checkpoints.due(state.step)
+                stop, due = session.after(state.step, wish)
                 if stop or (due and not last):
                     save()
                 if stop:
@@ -228,14 +234,15 @@ def _update(
     norm = nn.utils.get_total_norm(gradients)
     if config.clip_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(network.parameters(), config.clip_grad_norm, norm)
-    if skips and not norm.isfinite():
+    finite = norm.isfinite()
+    if not skips or bool(finite):
+        precision.scaler.step(optimizer)
+    else:
         for buffer, value in zip(network.buffers(), before, strict=True):
             buffer.copy_(value)
-    if not skips or norm.isfinite():
-        precision.scaler.step(optimizer)
     precision.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss, correct, norm.isfinite()
+    return loss, correct, finite
 
 
 def _training_loader(config: TrainConfig, images: ImageData, process: Process) -> Loader:
@@ -368,6 +375,20 @@ def _evaluate(
     return scores
 
 
+def _check_weights(
+    state: TrainState, learning_rate: partial[float], checkpoints: Checkpoints, process: Process
+) -> None:
+    """The last step's update may have gone too far though its gradient was finite."""
+    tensors = [
+        value
+        for network in state.evaluated().values()
+        for value in (*network.parameters(), *network.buffers())
+    ]
+    bad = torch.stack([~value.isfinite().all() for value in tensors]).sum()
+    if process.all_reduce_sum(bad).item():
+        raise _diverged(state.step, state, learning_rate, checkpoints)
+
+
 def _check_scores(
     scores: Scores, state: TrainState, learning_rate: partial[float], checkpoints: Checkpoints
 ) -> None:
@@ -458,7 +479,7 @@ def _diverged(
     if checkpoints.last.exists():
         kept = f"the last good checkpoint is {checkpoints.last}"
     return DivergedError(
-        f"the loss or its gradient is not finite at step {step} (epoch {state.epoch + 1}, learning "
-        f"rate {learning_rate(step - 1):g}); {kept}. Try a lower optimizer.lr, a longer "
+        f"loss, gradient or weights are not finite at step {step} (epoch {state.epoch + 1}, "
+        f"learning rate {learning_rate(step - 1):g}); {kept}. Try a lower optimizer.lr, a longer "
         "schedule.warmup_epochs, or clip_grad_norm=1; nonfinite=skip leaves single such steps out"
     )

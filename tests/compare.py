@@ -1,6 +1,7 @@
 """Whether two run folders tell of the same training, bit for bit."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def differences(one: Any, two: Any, place: str = "") -> list[str]:
 
 def curves(path: Path) -> dict[str, list[list[float]]]:
     """TensorBoard's scalars without the clocks."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each rewinding
     board = EventAccumulator(str(path)).Reload()
     return {
         tag: [[event.step, event.value] for event in board.Scalars(tag)]

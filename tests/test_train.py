@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +273,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     assert "NaN" not in text
 
 
-@pytest.mark.parametrize("poisoned_step", [35, 58], ids=["within an epoch", "at its last step"])
+@pytest.mark.parametrize(
+    ("poisoned_step", "more"),
+    [
+        (35, ()),
+        (58, ()),
+        (35, ("checkpoint.every_steps=35", "checkpoint.max_share=1")),
+    ],
+    ids=["within an epoch", "at its last step", "before a checkpoint"],
+)
 def test_the_last_good_checkpoint_survives_divergence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned_step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned_step: int, more: tuple[str, ...]
 ) -> None:
     """Weights become NaN after a step; the loss of that step is still finite."""
     steps = 0
@@ -290,10 +299,10 @@ def test_the_last_good_checkpoint_survives_divergence(
         return returned
 
     monkeypatch.setattr(training, "_update", poison)
-    named = min(poisoned_step + 1, 58)
+    named = min(poisoned_step + 1, 58) if not more else poisoned_step
     match = rf"at step {named} \(epoch 2.*last good checkpoint is"
     with pytest.raises(DivergedError, match=match) as caught:
-        train(tmp_path, "epochs=3")
+        train(tmp_path, "epochs=3", *more)
     assert str(tmp_path / "last.pt") in str(caught.value)
     for name in ("last.pt", "best.pt"):
         checkpoint = torch.load(tmp_path / name, weights_only=True)
@@ -320,7 +329,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         return returned
 
     monkeypatch.setattr(training, "_update", poison)
-    with pytest.raises(DivergedError, match=r"loss or its gradient is not finite at step 12 "):
+    with pytest.raises(
+        DivergedError, match=r"loss, gradient or weights are not finite at step 12 "
+    ):
         train(tmp_path, "checkpoint.every_steps=6", "checkpoint.max_share=1")
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] == 6
     assert sessions(tmp_path)[-1]["reason"] == "failed"
@@ -367,6 +378,38 @@ def test_synchronised_batch_norms_need_cuda() -> None:
     norms = [m for m in same.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
     assert len(norms) > 20
     assert torch.equal(same.eval()(pixels), expected)
+
+
+def test_unreadable_images_are_named_once_and_counted(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("train/flower/3.jpg", "train/temple/0.jpg", "val/temple/1.jpg"):
+        victim = photo_folder / place
+        victim.write_bytes(victim.read_bytes()[:3000])
+    overrides = ("data=imagefolder", f"data.root={photo_folder}", "data.global_batch_size=8",
+                 "data.image_size=64", "epochs=3", "schedule=constant", "optimizer.lr=0.01",
+                 "data.workers=0", "data.on_bad_image=skip", "data.max_bad_share=0.2")  # fmt: skip
+    result = train(tmp_path / "run", *overrides)
+    assert result["unreadable_images"] == {"train": 2, "val": 1}
+    assert (result["count"], result["unreadable"]) == (9, 1)
+    assert result["images_seen"] == 3 * 24
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(warnings) == 3
+    for place in ("flower/3.jpg", "temple/0.jpg", "temple/1.jpg"):
+        assert sum(place in line for line in warnings) == 1
+    lines = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["train", "train", "val"]
+
+
+def test_other_images_than_before_are_refused(tmp_path: Path, photo_folder: Path) -> None:
+    """Images were added to the folder, so the checkpoint's place in the epoch means nothing."""
+    overrides = ("data=imagefolder", f"data.root={photo_folder}", "data.global_batch_size=8",
+                 "data.image_size=64", "schedule=constant", "data.workers=0")  # fmt: skip
+    train(tmp_path, "epochs=1", *overrides)
+    (tmp_path / "result.json").unlink()
+    shutil.copy(photo_folder / "val/flower/0.jpg", photo_folder / "train/flower/new.jpg")
+    with pytest.raises(InputError, match=r"with the train_images 25, it has 24"):
+        train(tmp_path, "epochs=1", *overrides)
 
 
 def test_odd_files_train_and_unreadable_ones_are_named(

@@ -11,6 +11,7 @@ chosen by (seed, epoch, index) as well.
 """
 
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -38,6 +39,8 @@ class Loader(Protocol):
 
     unreadable: dict[int, str]
     """Images that this process could not read so far: by index, what is wrong with them."""
+    missed: int
+    """How many images the present epoch has had to do without, so far."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -253,6 +256,7 @@ class _ImageLoader:
     ) -> None:
         self.keys = keys
         self.unreadable: dict[int, str] = {}
+        self.missed = 0
         self.length, self.max_bad_share = len(images.images), max_bad_share
         self.batches = DataLoader(
             images,
@@ -269,10 +273,12 @@ class _ImageLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         self.keys.epoch, self.keys.first_batch = epoch, first_batch
+        self.missed = 0
         for collated in self.batches:
             if isinstance(collated, InputError):
                 raise collated
             if collated.unreadable:
+                self.missed += len(collated.unreadable)
                 self.unreadable |= collated.unreadable
                 check_bad_share(self.unreadable, self.length, self.max_bad_share)
             if collated.batch is not None:
@@ -307,7 +313,9 @@ def _outlive_signals(_: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_the_parent, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        threading.Thread(target=_obey_the_parent, args=(parent.pid,), daemon=True).start()
 
 
 def _obey_the_parent(parent: int) -> None:
@@ -337,6 +345,7 @@ class _ReadyBatch:
         pixels, labels = collated.batch
         self.batch = (pixels.pin_memory(), labels.pin_memory()) if pin_memory else (pixels, labels)
         self.unreadable: dict[int, str] = {}
+        self.missed = 0
 
     def __len__(self) -> int:
         return self.batches

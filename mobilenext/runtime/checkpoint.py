@@ -47,6 +47,8 @@ class Found:
 class Checkpoints:
     """A run's checkpoints: `last.pt`, the ones before it (`last-1.pt`, ...), and `best.pt`.
 
+    `best.pt` is a second name (a hard link) of its checkpoint while that is among the newest.
+
     Args:
         folder: The run's folder.
         keep: How many of the newest to keep, `last.pt` included.
@@ -90,22 +92,36 @@ class Checkpoints:
         """
         begun = time.monotonic()
         save_checkpoint(self.last, state, before_rename=self._step_back)
+        for path in self.last.parent.glob("last-*.pt"):  # from an earlier, larger `keep`
+            if path not in self.generations:
+                path.unlink(missing_ok=True)
         self.saved_at = time.monotonic()
         self.writing += self.saved_at - begun
         self.longest = max(self.longest, self.saved_at - begun)
 
     def mark_best(self, path: Path) -> None:
-        """Make `best.pt` a second name of a checkpoint."""
-        if path != self.best:
-            link_atomically(path, self.best)
+        """Make `best.pt` a second name of a checkpoint.
+
+        Raises:
+            InputError: It can't be written.
+        """
+        try:
+            if path != self.best:
+                link_atomically(path, self.best)
+        except OSError as error:
+            raise InputError(
+                f"can't write {self.best} ({error}); {path} is intact. Make room and run the same "
+                "command again"
+            ) from error
 
     def load(self) -> "Found":
         """The newest checkpoint that is whole, if there are any at all.
 
-        A damaged file is renamed to `*.damaged`, so that it can't push a good one out.
+        A damaged file is renamed to `*.damaged`, so that it can't push a good one out. One that
+        can't be read at all just now (a file system that is away, say) is not.
 
         Raises:
-            InputError: There are checkpoints, and none of them is whole.
+            InputError: A checkpoint can't be read, or there are only damaged ones.
         """
         older = self.last.parent.glob("last-*.pt")  # also those from a larger `keep`
         candidates = [self.last, *sorted(older, key=_generation), self.best]
@@ -116,17 +132,19 @@ class Checkpoints:
                 state = load_checkpoint(path)
             except DamagedFileError as error:
                 passed_over.append(str(error))
-                path.replace(path.with_name(f"{path.name}.damaged"))
+                _set_aside(path)
                 continue
             if path is not self.last:
                 if not passed_over:
                     passed_over.append(f"{self.last} is missing")
                 passed_over.append(f"going on from {path}, step {state['step']}")
             return Found(state, path, passed_over)
-        if present:
+        damaged = sorted(path.name for path in self.last.parent.glob("*.damaged*"))
+        if damaged:
             raise InputError(
-                f"{self.last.parent}: no checkpoint of this run is whole: {'; '.join(passed_over)}."
-                " They are renamed to *.damaged; the same command starts over"
+                f"{self.last.parent}: no checkpoint of this run is whole, and these are damaged: "
+                f"{', '.join(damaged)}. Put a good copy in place as last.pt, or remove these to "
+                "start over"
             )
         return Found(None, self.last, [])
 
@@ -137,9 +155,6 @@ class Checkpoints:
         ):
             if newer.exists():
                 link_atomically(newer, older)
-        for path in self.last.parent.glob("last-*.pt"):
-            if path not in self.generations:
-                path.unlink()
 
 
 def save_checkpoint(
@@ -185,7 +200,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(f"checkpoint={path}: expected a file, found none there") from error
     except OSError as error:
-        raise DamagedFileError(f"{path}: could not read it ({error})") from error
+        raise InputError(
+            f"{path}: could not read it ({error}); nothing was changed. Mend that and run the same "
+            "command again"
+        ) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about foreign files
@@ -238,6 +256,17 @@ def _read_sealed(path: Path) -> bytes:
             "checksum at its end: it was altered after it had been written"
         )
     return content
+
+
+def _set_aside(path: Path) -> None:
+    number, aside = 0, path.with_name(f"{path.name}.damaged")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        raise InputError(f"{path} is damaged and can't be set aside ({error})") from error
 
 
 def _generation(path: Path) -> int:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mobilenext.errors import InputError, LostProcessError, UserError
+from mobilenext.errors import InputError, LostProcessError, Preempted, UserError
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ class Process:
     rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    timeout: timedelta = timedelta(minutes=30)
+    """How long a collective waits for the others."""
 
     @property
     def cpus(self) -> int:
@@ -103,7 +105,9 @@ class Agreement:
 
     def __init__(self, process: Process, wishes: int) -> None:
         self.alone = process.world_size == 1
-        self.group: Any = None if self.alone else dist.new_group(backend="gloo")
+        self.group: Any = (
+            None if self.alone else dist.new_group(backend="gloo", timeout=process.timeout)
+        )
         self.sent = torch.zeros(wishes, dtype=torch.int32)
         self.work: dist.Work | None = None
 
@@ -150,17 +154,22 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     chosen = _device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    process = Process(chosen, rank, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    timeout = timedelta(minutes=1.5 * timeout_minutes + 1)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    process = Process(chosen, rank, world_size, local_size, timeout)
     if world_size == 1:
         yield process
         return
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timedelta(minutes=1.5 * timeout_minutes + 1),
+        timeout=timeout,
         device_id=chosen if chosen.type == "cuda" else None,
     )
     try:
         yield process
+    except Preempted:
+        dist.destroy_process_group()  # all ranks are here
+        raise
     except RuntimeError as error:
         if isinstance(error, UserError) or not any(sign in str(error) for sign in LOST_SIGNS):
             raise

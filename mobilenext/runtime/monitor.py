@@ -74,9 +74,10 @@ class Monitor:
         """Show the config and a few input images, uint8 (N, H, W, 3), in TensorBoard."""
         if self.board is not None and not self.described:
             self.described = True
-            self.board.add_text("config", f"```yaml\n{config_yaml}\n```", self.first_step)
             grid = make_grid(pixels[:16].permute(0, 3, 1, 2), nrow=8)
-            self.board.add_image("train/images", grid, self.first_step)
+            with self.folder.writable():
+                self.board.add_text("config", f"```yaml\n{config_yaml}\n```", self.first_step)
+                self.board.add_image("train/images", grid, self.first_step)
 
     def steps(self, batches: Iterable[T], epoch: int, first: int) -> Iterator[T]:
         """Pass an epoch's batches on, from batch `first`; moves a bar if there is a terminal."""

@@ -15,6 +15,7 @@ result.json         the numbers, once finished; tables are built from these file
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -63,7 +64,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
         with file:
-            self._lock(file)
+            with self.writable():
+                self._lock(file)
             yield
 
     def _lock(self, file: IO[str]) -> None:
@@ -78,8 +80,12 @@ class RunFolder:
                 "can't share a folder: wait for that one or stop it, or keep this one apart with "
                 "output_dir=... or name=..."
             ) from error
-        except OSError:
-            return  # a file system without locks
+        except OSError as error:
+            sys.stderr.write(
+                f"warning: {self.path} can't be locked ({error}): see to it that no other run uses "
+                "it\n"
+            )
+            return
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
@@ -149,8 +155,12 @@ class RunFolder:
         self._write_text("unreadable.txt", "".join(f"{line}\n" for line in lines))
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
-        with self.writable(), path.open("a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        with self.writable(), path.open("a+b") as file:
+            line = json.dumps(row, allow_nan=False) + "\n"
+            if file.tell():  # a full disk or a power cut may have torn the line before
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            file.write(line.encode())
 
     @contextmanager
     def writable(self) -> Iterator[None]:

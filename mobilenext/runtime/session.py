@@ -70,12 +70,12 @@ class Session:
         """Pass batches on, so that the watchdog knows who waits for data and who computes."""
         iterator = iter(batches)
         while True:
-            self.watchdog.move(f"waiting for data after step {self.step}")
+            self.watchdog.move(self.step, "waiting for data")
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self.watchdog.move(f"in step {self.step + 1}")
+            self.watchdog.move(self.step, "in the next step")
             yield batch
 
     def after(self, step: int, wants_save: bool) -> tuple[bool, bool]:
@@ -91,7 +91,7 @@ class Session:
 
     def interrupted(self) -> bool:
         """Whether this process got a signal; asked between the batches of an evaluation."""
-        self.watchdog.move(f"evaluating after step {self.step}")
+        self.watchdog.move(self.step, "evaluating")
         return self.signals.received is not None
 
     def preempted(self) -> Preempted:
@@ -101,7 +101,7 @@ class Session:
 
     def _orphaned(self) -> None:
         """Nobody would end these processes, and they would keep the next start out."""
-        self.signals.received = self.signals.received or "the death of torchrun"
+        self.signals.receive("the death of torchrun")
 
     def __exit__(
         self,

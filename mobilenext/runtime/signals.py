@@ -24,11 +24,22 @@ class StopSignals:
     moment that it arrives, and a thread reads it there.
     """
 
+    unheeded: str | None = None
+    """A signal that came when the job had nothing left to give up; of use in a sweep."""
+
     def __init__(self) -> None:
         self.received: str | None = None
+        self.received_at = 0.0
+
+    def receive(self, name: str) -> None:
+        """Note a wish to stop, if it is the first one."""
+        if self.received is None:
+            self.received, self.received_at = name, time.monotonic()
 
     def __enter__(self) -> Self:
-        self._at = 0.0
+        self.listening = threading.current_thread() is threading.main_thread()
+        if not self.listening:
+            return self  # Python lets no other thread handle signals
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         numbers = [getattr(signal, name) for name in ASKED_TO_STOP if hasattr(signal, name)]
@@ -43,10 +54,14 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self.listening:
+            return
         signal.set_wakeup_fd(self._old_fd)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._writer.close()
+        if error is None and self.received is not None:
+            StopSignals.unheeded = self.received
 
     def _listen(self, numbers: set[int]) -> None:
         with self._reader:
@@ -58,8 +73,8 @@ class StopSignals:
     def _note(self, number: int) -> None:
         name = signal.Signals(number).name
         if self.received is None:
-            self.received, self._at = name, time.monotonic()
-        elif time.monotonic() - self._at > ONE_WISH_SECONDS:
+            self.receive(name)
+        elif time.monotonic() - self.received_at > ONE_WISH_SECONDS:
             sys.stderr.write(f"\n{name} after {self.received}: stopped at once\n")
             sys.stderr.flush()
             os._exit(128 + number)

@@ -24,7 +24,7 @@ class TrainState:
     """
 
     described: dict[str, Any]
-    """What the network is and was trained on: `model`, `classes`, `data`."""
+    """What the network is and was trained on: `model`, `classes`, `data`, `train_images`."""
     network: nn.Module
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
@@ -145,7 +145,7 @@ class TrainState:
 
 
 def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:
-    for part in ("model", "classes"):
+    for part in ("model", "classes", "train_images"):
         expected, found = described[part], plain[part]
         if found == expected:
             continue

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,9 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from mobilenext.runtime.distributed import Process
 
+PHASES = ("evaluating", "waiting for data", "in the next step")
+"""What a process does when it has done a number of steps, in this order."""
+
 
 @dataclass(frozen=True)
 class Note:
@@ -29,11 +32,19 @@ class Note:
 
     sign: int
     """Grows with every note: whether the process lives."""
-    moves: int
-    """Grows with every `move`: how far it has come."""
-    what: str
+    step: int
+    """Optimiser steps done."""
+    phase: str
+    """One of `PHASES`."""
+    seconds: float
+    """For how long it has been there."""
     host: str
     pid: int
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Which of two processes has come further."""
+        return self.step, PHASES.index(self.phase)
 
 
 class Watchdog:
@@ -52,15 +63,15 @@ class Watchdog:
     ) -> None:
         self.process, self.allowed, self.on_orphaned = process, 60 * minutes, on_orphaned
         self.period = min(5.0, self.allowed / 10)
-        self.moves, self.moved_at, self.what = 0, time.monotonic(), "starting"
+        self.place, self.moved_at = (0, PHASES[0]), time.monotonic()
         self.over = threading.Event()
 
-    def move(self, what: str) -> None:
-        """Note what this process does from now on."""
-        self.moves, self.moved_at, self.what = self.moves + 1, time.monotonic(), what
+    def move(self, step: int, phase: str) -> None:
+        """Note that this process, `step` optimiser steps done, begins with a phase of the next."""
+        self.place, self.moved_at = (step, phase), time.monotonic()
 
     def __enter__(self) -> Self:
-        self.move("starting")
+        self.moved_at = time.monotonic()
         if self.process.world_size > 1:
             self.thread = threading.Thread(target=self._watch, daemon=True)
             self.thread.start()
@@ -75,14 +86,17 @@ class Watchdog:
         self.over.set()
 
     def _watch(self) -> None:
-        store = _store()
+        try:
+            store = _store()
+        except RuntimeError:
+            return  # not by torchrun that they met: the backend's own time-out has to do
         for sign in itertools.count():
             if self.over.wait(self.period):
                 return
-            note = Note(sign, self.moves, self.what, socket.gethostname(), os.getpid())
+            note = self._note(sign)
             try:
-                store.set(str(self.process.rank), json.dumps(note.__dict__))
-                if time.monotonic() - self.moved_at > self.allowed:
+                store.set(str(self.process.rank), json.dumps(asdict(note)))
+                if note.seconds > self.allowed:
                     self._give_up(store)
             except RuntimeError:  # the store is gone, and it was torchrun's
                 if not self.over.is_set():
@@ -94,10 +108,12 @@ class Watchdog:
         # A process that can't even tell that it hangs has stopped as a whole.
         if self.over.wait(3 * self.period):
             return
-        own = Note(-1, self.moves, self.what, socket.gethostname(), os.getpid())
-        notes = {**self._notes(store), self.process.rank: own}
+        notes = {**self._notes(store), self.process.rank: self._note(-1)}
+        living = {r: n for r, n in notes.items() if r not in before or n.sign != before[r].sign}
+        if any(note.seconds <= self.allowed for note in living.values()):
+            return  # somebody is slow, with an evaluation say, and the others wait for good reason
         if store.add("told", 1) == 1:
-            waited = time.monotonic() - self.moved_at
+            waited = notes[self.process.rank].seconds
             sys.stderr.write(f"error: nothing has moved for {waited:.0f} s; ")
             sys.stderr.write(who_hangs(before, notes, self.process.world_size))
             sys.stderr.write(
@@ -108,6 +124,10 @@ class Watchdog:
         else:
             time.sleep(1)  # the one who tells comes first
         os._exit(1)
+
+    def _note(self, sign: int) -> Note:
+        seconds = time.monotonic() - self.moved_at
+        return Note(sign, *self.place, seconds, socket.gethostname(), os.getpid())
 
     def _notes(self, store: Store) -> dict[int, Note]:
         ranks = range(self.process.world_size)
@@ -125,8 +145,8 @@ def who_hangs(before: dict[int, Note], now: dict[int, Note], world_size: int) ->
     """
     never = [rank for rank in range(world_size) if rank not in now]
     silent = [r for r, note in now.items() if r in before and note.sign == before[r].sign]
-    furthest = max(note.moves for note in now.values())
-    behind = [rank for rank, note in now.items() if note.moves < furthest]
+    furthest = max(note.position for note in now.values())
+    behind = [rank for rank, note in now.items() if note.position < furthest]
     if never:
         return f"rank {_list(never)} never began to train"
     if silent:
@@ -139,8 +159,8 @@ def who_hangs(before: dict[int, Note], now: dict[int, Note], world_size: int) ->
 def _described(ranks: list[int], notes: dict[int, Note]) -> str:
     most = 4
     told = [
-        f"rank {rank} ({notes[rank].what}; process {notes[rank].pid} on {notes[rank].host})"
-        for rank in ranks[:most]
+        f"rank {rank} ({note.step} steps done, {note.phase}; process {note.pid} on {note.host})"
+        for rank, note in ((rank, notes[rank]) for rank in ranks[:most])
     ]
     more = [f"{len(ranks) - most} more"] if len(ranks) > most else []
     return ", ".join(told + more)

@@ -1,6 +1,5 @@
 import io
 import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -174,16 +173,48 @@ def test_the_one_before_a_damaged_checkpoint_is_used(
 def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(step=1))
-    shutil.copy(checkpoints.last, checkpoints.best)
-    checkpoints.save(state(step=2))
+    checkpoints.mark_best(checkpoints.last)
+    for step in (2, 3):
+        checkpoints.save(state(step=step))
     for name in ("last.pt", "last-1.pt"):
         flip_a_bit(tmp_path / name)
     found = checkpoints.load()
     assert found.path == checkpoints.best
     flip_a_bit(checkpoints.best)
-    with pytest.raises(InputError, match=r"no checkpoint of this run is whole.*starts over"):
-        checkpoints.load()
-    assert checkpoints.load().state is None
+    for _ in range(2):  # also when a launcher starts it again by itself
+        with pytest.raises(InputError, match=r"no checkpoint of this run is whole.*best.pt.damag"):
+            checkpoints.load()
+
+
+def test_a_file_system_that_is_away_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(state(step=step))
+    with monkeypatch.context() as away:
+
+        def fail(_: Path) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        away.setattr(Path, "read_bytes", fail)
+        with pytest.raises(InputError, match=r"Input/output error.*nothing was changed"):
+            checkpoints.load()
+    assert steps_of(checkpoints) == {"last.pt": 2, "last-1.pt": 1}
+
+
+def test_a_full_disk_when_the_best_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(step=1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "link_atomically", full)
+    with pytest.raises(InputError, match=r"can't write .*best\.pt .*No space left"):
+        checkpoints.mark_best(checkpoints.last)
 
 
 def test_a_file_that_comes_back_altered_replaces_nothing(
