@@ -37,8 +37,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals"
 
 
 def only_folder(path: Path) -> Path:
-    (folder,) = (path / "runs").glob("*/*")
-    return folder
+    (sessions_file,) = (path / "runs").glob("*/*/sessions.jsonl")
+    return sessions_file.parent
 
 
 def finished(path: Path, processes: int) -> Path:
@@ -207,6 +207,15 @@ def test_signals_end_a_run_at_the_next_step(run, tmp_path: Path, alone: Path) ->
     assert first < second < third
     run("train.py", *RECIPE)
     assert_same_run(only_folder(tmp_path), alone)
+
+
+def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:
+    with started(tmp_path, "seed=0,1", "epochs=20", "-m") as process:
+        wait_for_step(tmp_path, 4, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert sessions(tmp_path)[-1]["reason"] == "preempted"  # of the only run that was begun
 
 
 def test_a_signal_during_evaluation(run, tmp_path: Path, alone: Path) -> None:

@@ -1,0 +1,39 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from mobilenext.runtime.signals import StopSignals
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+
+def test_the_first_signal_is_noted_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopSignals, "unheeded", None)
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGINT)  # at once: the same wish, passed on
+        for _ in range(200):
+            if signals.received:
+                break
+            time.sleep(0.01)
+        assert signals.received == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) == before
+    # the block ended well, so whoever has more to do should know
+    assert StopSignals.unheeded == "SIGUSR1"
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    found = []
+
+    def enter() -> None:
+        with StopSignals() as signals:
+            found.append(signals.received)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [None]
