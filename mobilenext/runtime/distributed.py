@@ -1,6 +1,8 @@
 """Who this process is among the others, and the few things that processes say to each other."""
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import (
+    PrefixStore,  # pyright: ignore[reportPrivateImportUsage]
+    Store,  # pyright: ignore[reportPrivateImportUsage]
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+)
 
 from mobilenext.errors import InputError, LostProcessError, Preempted, UserError
 
@@ -29,6 +36,8 @@ class Process:
     local_world_size: int = 1
     timeout: timedelta = timedelta(minutes=30)
     """How long a collective waits for the others."""
+    meeting: str = ""
+    """Sets apart what this start of the job has in torchrun's store from that of earlier ones."""
 
     @property
     def cpus(self) -> int:
@@ -156,13 +165,20 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         torch.cuda.set_device(chosen)
     timeout = timedelta(minutes=1.5 * timeout_minutes + 1)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    process = Process(chosen, rank, world_size, local_size, timeout)
     if world_size == 1:
-        yield process
+        yield Process(chosen, rank, world_size, local_size, timeout)
         return
+    store, meeting = None, ""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        meeting = _meet(agent_store(timeout), rank, world_size, timeout)
+        store = PrefixStore(meeting, agent_store(timeout))
+    process = Process(chosen, rank, world_size, local_size, timeout, meeting)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timeout,
+        store=store,
+        rank=rank if store is not None else -1,
+        world_size=world_size if store is not None else -1,
         device_id=chosen if chosen.type == "cuda" else None,
     )
     try:
@@ -181,6 +197,38 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     # Only after success: after an error the others may be inside a collective, and taking the
     # group down would bury the message of this rank under theirs.
     dist.destroy_process_group()
+
+
+def agent_store(timeout: timedelta) -> TCPStore:
+    """A connection of its own to the store where torchrun's processes meet."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, timeout=timeout)
+
+
+def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A word that the processes of this start of the job share, and those of none before it.
+
+    When torchrun starts a job again, torch 2.14 finds the same store, with the addresses of the
+    dead in it, and may take them for those of the living. Restarts can't be counted either: the
+    counts of several nodes differ. So rank 0 says a new word and lists who has repeated it; the
+    others repeat the word they find until they see themselves on its list.
+    """
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("mobilenext/word", me)
+        others = range(1, world_size)
+        heard = [store.get(f"mobilenext/{me}/{other}").decode() for other in others]
+        store.set(f"mobilenext/{me}/heard", " ".join(heard))
+        return me
+    until = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < until:
+        word = store.get("mobilenext/word").decode()
+        store.set(f"mobilenext/{word}/{rank}", me)
+        heard = f"mobilenext/{word}/heard"
+        if store.check([heard]) and me in store.get(heard).decode().split():
+            return word
+        time.sleep(0.05)
+    raise RuntimeError(f"Timed out waiting for rank 0 to meet this process, rank {rank}")
 
 
 def _device(name: str, local_rank: int) -> torch.device:

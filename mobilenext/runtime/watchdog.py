@@ -18,9 +18,9 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
-from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.distributed import Process, agent_store
 
 PHASES = ("evaluating", "waiting for data", "in the next step")
 """What a process does when it has done a number of steps, in this order."""
@@ -87,9 +87,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         try:
-            store = _store()
+            client = agent_store(timedelta(seconds=30))
         except RuntimeError:
             return  # not by torchrun that they met: the backend's own time-out has to do
+        store = PrefixStore(f"{self.process.meeting}/watchdog", client)
         for sign in itertools.count():
             if self.over.wait(self.period):
                 return
@@ -168,11 +169,3 @@ def _described(ranks: list[int], notes: dict[int, Note]) -> str:
 
 def _list(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
-
-
-def _store() -> Store:
-    """The store where torchrun's processes met, apart from their own entries in it."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"mobilenext/watchdog/{attempt}", client)
