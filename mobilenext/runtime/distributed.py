@@ -170,8 +170,9 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         return
     store, meeting = None, ""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        meeting = _meet(agent_store(timeout), rank, world_size, timeout)
-        store = PrefixStore(meeting, agent_store(timeout))
+        client = agent_store(timeout)
+        meeting = _meet(client, rank, world_size, timeout)
+        store = PrefixStore(meeting, client)
     process = Process(chosen, rank, world_size, local_size, timeout, meeting)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",

@@ -41,7 +41,6 @@ class Session:
         self.began = False
 
     def __enter__(self) -> Self:
-        self.stack = ExitStack()
         with ExitStack() as stack:
             self.process.on_main(lambda: stack.enter_context(self.folder.locked()))
             self.agreement = Agreement(self.process, wishes=2)
