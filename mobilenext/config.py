@@ -40,6 +40,10 @@ ALLOWED_TARGETS = (
 """Where a `_target_` may lie. Hydra's own block-list lets `torch.load` and others through."""
 
 
+DECODERS = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
+"""Those of `mobilenext.data.decoders`."""
+
+
 def _machine_only(default: Any) -> Any:
     """A field that says how or where to run, not what comes out; left out of the fingerprint."""
     return field(default=default, metadata={"machine_only": True})
@@ -67,6 +71,8 @@ class DataConfig:
     """Folder with the data."""
     root_names_data: bool = False
     """Whether another root means other images, so that it is part of the run's fingerprint."""
+    reencoded: bool = False
+    """Whether the training images of the pack at `root` were encoded anew, smaller for instance."""
     download: bool = _machine_only(False)
     """Fetch the data if it is not there, where the source can."""
     image_size: int = MISSING
@@ -91,7 +97,11 @@ class DataConfig:
     max_bad_share: float = _machine_only(0.01)
     """With skip: share of a split's images that may be unreadable; more stops the run."""
     workers: int | None = _machine_only(None)
-    """Loader processes for each training process; null: as many as it has cores."""
+    """Threads of each training process that decode; null: as many as it has cores; 0: batches are
+    made when they are asked for."""
+    decoder: str = _machine_only("auto")
+    """native, simplejpeg, torchvision, pillow, nvjpeg (on a CUDA device), or auto: the first of the
+    first three that is there. Pixels differ a little (`mobilenext/data/decoders.py`)."""
 
     def __post_init__(self) -> None:
         for key in ("image_size", "eval_size"):
@@ -110,6 +120,7 @@ class DataConfig:
         _check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
         workers = self.workers
         _check(workers is None or workers >= 0, "data.workers", "null or at least 0", workers)
+        _check_choice("data.decoder", self.decoder, DECODERS)
 
 
 @dataclass
@@ -313,11 +324,64 @@ class SummaryConfig:
             _check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
 
 
-JobConfig = TrainConfig | EvaluateConfig | SummaryConfig
+@dataclass
+class PrepareImagenetConfig:
+    """Job `prepare_imagenet`."""
+
+    output: str = MISSING
+    """Folder for the pack; new, empty, or what the same command has left unfinished."""
+    source: str | None = None
+    """Class folders under train/ and val/, ImageNet's official tars, WebDataset or Parquet."""
+    mode: str = "restart"
+    """Training images: as they are (copy), the same pixels with restart markers (restart), or JPEGs
+    encoded anew whose longer (max_side) or shorter side (short_side) is at most `size`."""
+    val_mode: str | None = None
+    """Validation images: copy or restart; null: copy with mode=copy, else restart."""
+    size: int | None = None
+    """Of that side, in pixels."""
+    quality: int = 90
+    """Of the JPEGs that max_side and short_side encode."""
+    classes: str = "auto"
+    """imagenet insists on ImageNet-1k's synsets and numbers of images, auto takes any classes and
+    only says so if there are these synsets with other numbers."""
+    on_bad_image: str = "error"
+    """An image that can't be decoded ends the job (error), is left out (skip) or stored as it is
+    (keep); the report names it."""
+    workers: int | None = None
+    """Threads; null: as many as there are cores."""
+    limit: int | None = None
+    """Take only so many images of each split, evenly spread, to try the rest out."""
+    verify: bool = False
+    """Instead of making a pack, compare all checksums of the one at `output`."""
+
+    def __post_init__(self) -> None:
+        modes = ("copy", "restart", "max_side", "short_side")
+        _check_choice("mode", self.mode, modes)
+        if self.val_mode is None:
+            self.val_mode = "copy" if self.mode == "copy" else "restart"
+        _check_choice("val_mode", self.val_mode, ("copy", "restart"))
+        _check_choice("classes", self.classes, ("auto", "imagenet"))
+        _check_choice("on_bad_image", self.on_bad_image, ("error", "skip", "keep"))
+        _check(1 <= self.quality <= 100, "quality", "1 to 100", self.quality)
+        for key in ("size", "workers", "limit"):
+            value = getattr(self, key)
+            _check(value is None or value >= 1, key, "null or at least 1", value)
+        resizes = self.mode in ("max_side", "short_side")
+        _check(resizes == (self.size is not None), "size", f"{_sized(resizes)}", self.size)
+        given = self.verify or self.source is not None
+        _check(given, "source", "a folder with images; add source=/path/to/it", self.source)
+
+
+def _sized(resizes: bool) -> str:
+    return "pixels, for instance 400" if resizes else "null, unless mode is max_side or short_side"
+
+
+JobConfig = TrainConfig | EvaluateConfig | SummaryConfig | PrepareImagenetConfig
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainConfig,
     "evaluate_schema": EvaluateConfig,
     "summary_schema": SummaryConfig,
+    "prepare_imagenet_schema": PrepareImagenetConfig,
 }
 
 
@@ -426,12 +490,16 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     """
     given = {key: value for key, value in wanted.items() if value is not None}
     if "source" in given:
-        return from_plain(DataConfig, given)
+        source = {key: value for key, value in given["source"].items() if value is not None}
+        return from_plain(DataConfig, {**given, "source": source})
     values = {**stored, **given}
-    if "root" in given:
-        if "root" not in stored["source"]:
-            raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
-        values["source"] = {**stored["source"], "root": given["root"]}
+    source = stored["source"]
+    if "root" in given and "root" not in source:
+        raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
+    for key in ("root", "reencoded"):
+        if key in given:
+            source = {**source, key: given[key]}
+    values["source"] = source
     return from_plain(DataConfig, values)
 
 

@@ -86,6 +86,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
         "model": model["name"],
         "data": data.name,
         **scores,
+        "decoder": loader.decoder,
         "checkpoint": str(path),
         **provenance(process),
     }
@@ -114,6 +115,8 @@ def validation_loader(data: DataConfig, images: ImageData, process: Process) -> 
         pin_memory=process.device.type == "cuda",
         on_bad_image=data.on_bad_image,
         max_bad_share=data.max_bad_share,
+        decoder=data.decoder,
+        device=process.device,
     )
 
 
@@ -151,7 +154,7 @@ def score(
     exact = torch.float32 if process.device.type == "mps" else torch.float64
     sums = torch.zeros(4, dtype=exact, device=process.device)
     gave_up = interrupted()
-    for pixels, host_labels in loader.epoch(0):
+    for pixels, host_labels in to_device.ahead(loader.epoch(0)):
         gave_up = gave_up or interrupted()
         if gave_up:
             break

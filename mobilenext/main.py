@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext.config import (
     JobConfig,
+    PrepareImagenetConfig,
     RuntimeConfig,
     SummaryConfig,
     fingerprint,
@@ -118,8 +119,8 @@ def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
 
 
 def _folder(config: JobConfig) -> RunFolder:
-    if isinstance(config, SummaryConfig):
-        return RunFolder(Path())  # writes nothing
+    if isinstance(config, SummaryConfig | PrepareImagenetConfig):
+        return RunFolder(Path())  # has no run
     return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
 
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.config import TrainConfig, build, to_plain, to_yaml
 from mobilenext.data import (
+    Augment,
     DeviceBatches,
     ImageData,
     Loader,
@@ -41,6 +42,10 @@ from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.session import Session
 from mobilenext.runtime.state import Scores, TrainState
 from mobilenext.seeding import seed_devices
+
+PREFETCH = 4
+"""Batches before the end of an epoch at which those of the evaluation are begun: the threads of
+training have nothing left to decode by then."""
 
 
 def train(  # noqa: C901 - one linear story
@@ -77,6 +82,7 @@ def train(  # noqa: C901 - one linear story
     batches = stack.enter_context(closing(_training_loader(config, images, process)))
     val_batches = stack.enter_context(closing(validation_loader(data, images, process)))
     to_device = DeviceBatches(data.mean, data.std, device, config.runtime.channels_last)
+    augment = _device_augment(config, process)
     mixing = Mixing(config.augment.mixup, config.augment.cutmix, len(images.classes), config.seed)
 
     # ---- network, optimiser, schedule ----
@@ -130,7 +136,7 @@ def train(  # noqa: C901 - one linear story
         config_yaml = to_yaml(config)
         process.on_main(lambda: folder.create(config_yaml))
         say(_start_line(config, state, complexity, images, process, precision), process)
-        say(f"run folder: {folder.path}", process)
+        say(f"images decoded by: {batches.decoder}\nrun folder: {folder.path}", process)
         session.begin(state.step)
         monitor = Monitor(folder, process, config.epochs, len(batches), state.step, state.epoch)
         stack.callback(monitor.close)
@@ -139,10 +145,11 @@ def train(  # noqa: C901 - one linear story
         for epoch in range(state.epoch, config.epochs):
             network.train()
             first = state.step - epoch * len(batches)
-            loaded = monitor.steps(session.watched(batches.epoch(epoch, first)), epoch, first)
+            ahead = to_device.ahead(batches.epoch(epoch, first))
+            loaded = monitor.steps(session.watched(ahead), epoch, first)
             for batch, (pixels, host_labels) in enumerate(meter.timed(loaded), first):
                 monitor.describe_once(config_yaml, pixels)
-                inputs, labels = to_device(pixels, host_labels)
+                inputs, labels = to_device(pixels, host_labels, augment.at(epoch, batch))
                 inputs, targets = mixing(inputs, labels, epoch, batch)
                 lr = learning_rate(state.step)
                 for group in optimizer.param_groups:
@@ -157,6 +164,8 @@ def train(  # noqa: C901 - one linear story
 
                 meter.add(loss, correct, finite, len(labels))
                 last = batch + 1 == len(batches)
+                if batch + PREFETCH == len(batches):
+                    val_batches.prefetch(0)
                 if (batch + 1) % config.runtime.log_every == 0 or last:
                     _collect(state, learning_rate, checkpoints)
                     monitor.interval(epoch, state.step, lr, meter.close())
@@ -168,6 +177,8 @@ def train(  # noqa: C901 - one linear story
                     raise session.preempted()
 
             state.unite_batch_norms(process)
+            if epoch + 1 < config.epochs:
+                batches.prefetch(epoch + 1)
             scores = _evaluate(state, val_batches, to_device, process, len(images.val), session)
             if scores is None:
                 save()
@@ -180,18 +191,11 @@ def train(  # noqa: C901 - one linear story
                 save()
 
         # ---- result ----
-        result = _result(
-            config, state, complexity, precision, process.on_main(folder.sessions_begun)
-        )
+        sessions = process.on_main(folder.sessions_begun)
+        result = _result(config, state, complexity, precision, batches.decoder, sessions)
         result |= source | {"config": to_plain(config)}
         process.on_main(lambda: _finish(state, folder, result))
-    say(
-        f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
-        f"{result['count']:,} held-out {data.name} images "
-        f"(best epoch: {state.best['epoch']:.0f}, {state.best['top1']:.2f} %) "
-        f"in {format_seconds(meter.clock.wall_seconds)}\nrun folder: {folder.path}",
-        process,
-    )
+    say(_last_line(result, config, state, folder), process)
     return result
 
 
@@ -261,6 +265,8 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
         pin_memory=process.device.type == "cuda",
         on_bad_image=data.on_bad_image,
         max_bad_share=data.max_bad_share,
+        decoder=data.decoder,
+        device=process.device,
     )
     share = data.global_batch_size // process.world_size
     if share % 2 and (augment["mixup"] or augment["cutmix"]):
@@ -275,6 +281,18 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
             f"process (data.global_batch_size={data.global_batch_size} over {process.world_size})"
         )
     return loader
+
+
+def _device_augment(config: TrainConfig, process: Process) -> Augment:
+    """What is done to training images batch by batch."""
+    return Augment(
+        config.augment.color_jitter,
+        config.augment.erasing,
+        config.seed,
+        config.data.global_batch_size,
+        process.rank,
+        process.world_size,
+    )
 
 
 def _wrap(network: nn.Module, compile_it: bool, process: Process) -> nn.Module:
@@ -427,6 +445,7 @@ def _result(
     state: TrainState,
     complexity: Complexity,
     precision: Precision,
+    decoder: str,
     sessions: int,
 ) -> dict[str, Any]:
     """What result.json says of the run itself."""
@@ -453,6 +472,7 @@ def _result(
         "sessions": sessions,
         "seed": config.seed,
         "precision": precision.name,
+        "decoder": decoder,
     }
 
 
@@ -462,6 +482,17 @@ def _finish(state: TrainState, folder: RunFolder, result: dict[str, Any]) -> Non
     with folder.writable():
         save_weights(folder.weights, final, description)
     folder.write_result(result)
+
+
+def _last_line(
+    result: dict[str, Any], config: TrainConfig, state: TrainState, folder: RunFolder
+) -> str:
+    return (
+        f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
+        f"{result['count']:,} held-out {config.data.name} images "
+        f"(best epoch: {state.best['epoch']:.0f}, {state.best['top1']:.2f} %) "
+        f"in {format_seconds(state.meter.clock.wall_seconds)}\nrun folder: {folder.path}"
+    )
 
 
 def _finished_line(result: dict[str, Any], folder: RunFolder) -> str:

@@ -60,7 +60,8 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
 def test_every_job_composes(job: str) -> None:
-    composed(*(["checkpoint=x"] if job == "evaluate" else []), job=job)
+    needed = {"evaluate": ["checkpoint=x"], "prepare_imagenet": ["source=x", "output=y"]}
+    composed(*needed.get(job, []), job=job)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: p.stem)
@@ -307,6 +308,7 @@ def test_evaluation_data_is_the_runs_or_a_groups() -> None:
     assert to_plain(data()) == stored
     moved = data("data.root=/new", "data.eval_batch_size=7")
     assert (moved.root, moved.source["root"]) == ("/new", "/new")
+    assert data("data.reencoded=true").source["reencoded"] is True
     assert (moved.eval_size, moved.eval_batch_size) == (96, 7)
     with pytest.raises(InputError, match="lies in no folder"):
         evaluation_data(to_plain(composed().data), {"root": "/x"})

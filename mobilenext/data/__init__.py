@@ -1,9 +1,6 @@
 """From image files to batches on the device. Knows nothing of networks, training or configs."""
 
-from mobilenext.data.device import DeviceBatches, Mixing
-from mobilenext.data.loader import Loader, check_bad_share, eval_loader, train_loader
-from mobilenext.data.sources import (
-    ImageData,
+from mobilenext.data.datasets import (
     cifar10,
     digits,
     image_folder,
@@ -11,9 +8,13 @@ from mobilenext.data.sources import (
     imagenette,
     synthetic,
 )
+from mobilenext.data.device import Augment, DeviceBatches, Mixing
+from mobilenext.data.loader import Loader, check_bad_share, eval_loader, train_loader
+from mobilenext.data.sources import ImageData
 from mobilenext.data.transforms import eval_transform, train_transform
 
 __all__ = [
+    "Augment",
     "DeviceBatches",
     "ImageData",
     "Loader",

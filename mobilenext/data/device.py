@@ -1,13 +1,13 @@
-"""What happens to a batch on the device: copy, normalise, mix."""
+"""What happens to a batch on the device: copy, colours, normalise, erase, mix."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from timm.data.mixup import Mixup
 from torch import Tensor
 
 from mobilenext.errors import InputError
-from mobilenext.seeding import seed_host
+from mobilenext.seeding import generator, host_draws
 
 
 class DeviceBatches:
@@ -32,13 +32,171 @@ class DeviceBatches:
         self.device = device
         self.channels_last = channels_last
 
-    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) and labels (N,) on the device."""
+    def __call__(
+        self, pixels: Tensor, labels: Tensor, augment: "Augment | None" = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images (N, 3, H, W) and labels (N,) on the device.
+
+        Args:
+            pixels: uint8 (N, H, W, 3), on the host or on the device.
+            labels: int64 (N,).
+            augment: What is done to these images, of the same batch.
+        """
         pixels = pixels.to(self.device, non_blocking=True)
-        images = pixels.sub(self.shift).mul_(self.scale).permute(0, 3, 1, 2)
+        colours: Tensor = pixels if augment is None else augment.jittered(pixels)
+        images = colours.sub(self.shift).mul_(self.scale)
+        if augment is not None:
+            images = augment.erased(images)
+        images = images.permute(0, 3, 1, 2)
         if not self.channels_last:
             images = images.contiguous()
         return images, labels.to(self.device, non_blocking=True)
+
+    def ahead(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batches, copied to a CUDA device while the one before is being computed.
+
+        Elsewhere they pass through.
+        """
+        if self.device.type != "cuda":
+            yield from batches
+            return
+        side = torch.cuda.Stream(self.device)
+        waiting: tuple[Tensor, Tensor] | None = None
+        for batch in batches:
+            with torch.cuda.stream(side):
+                copied = tuple(part.to(self.device, non_blocking=True) for part in batch)
+            if waiting is not None:
+                yield waiting
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            for part in copied:  # its memory must not go to others before this stream is done
+                part.record_stream(torch.cuda.current_stream(self.device))
+            waiting = (copied[0], copied[1])
+        if waiting is not None:
+            yield waiting
+
+
+class Augment:
+    """Colour jitter and random erasing of a batch, with draws of its own for each image.
+
+    They come from (seed, epoch, batch) for the global batch, of which a rank takes its slice: the
+    images are the same for any world size.
+
+    Args:
+        color_jitter: Strength for brightness, contrast, saturation and hue, applied in an order
+            drawn for each image, as torchvision's ColorJitter does.
+        erasing: Probability of random erasing (arXiv 1708.04896), with torchvision's range of
+            areas and ratios; the erased rectangle gets the mean colour.
+        seed: The run's seed.
+        global_batch_size: Images of all ranks.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        color_jitter: Sequence[float],
+        erasing: float,
+        seed: int,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.strengths, self.erasing, self.seed = tuple(color_jitter), erasing, seed
+        self.global_batch_size = global_batch_size
+        share = global_batch_size // world_size
+        self.mine = slice(rank * share, (rank + 1) * share)
+        self.epoch, self.batch = 0, 0
+
+    def at(self, epoch: int, batch: int) -> "Augment":
+        """This object, set to the draws of that batch."""
+        self.epoch, self.batch = epoch, batch
+        return self
+
+    def jittered(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, H, W, 3), uint8 to float32 in [0, 255]; as they are if there is no jitter."""
+        active = [kind for kind, strength in enumerate(self.strengths) if strength > 0]
+        if not active:
+            return pixels
+        draws = self._draws("jitter", 8, pixels.device)
+        factors, order = self._factors(draws[:, :4]), draws[:, 4:][:, active].argsort(1)
+        kinds = torch.tensor(active, device=pixels.device)[order]
+        colours = pixels.float()
+        for place in range(len(active)):
+            kind = kinds[:, place]
+            factor = factors.gather(1, kind[:, None])[:, :, None, None]
+            blended = _blended(colours, factor, kind[:, None, None, None])
+            if active[-1] == 3:
+                turned = _turned(colours, factor[..., 0])
+                blended = torch.where((kind == 3)[:, None, None, None], turned, blended)
+            colours = blended
+        return colours
+
+    def erased(self, images: Tensor) -> Tensor:
+        """Normalised images (N, H, W, 3); 0 is their mean colour."""
+        if self.erasing == 0:
+            return images
+        tries = 10
+        draws = self._draws("erase", 2 * tries + 3, images.device)
+        height, width = images.shape[1:3]
+        area = height * width * (0.02 + (0.33 - 0.02) * draws[:, :tries])
+        low, high = math.log(0.3), math.log(3.3)
+        ratio = (low + (high - low) * draws[:, tries : 2 * tries]).exp()
+        h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (h < height) & (w < width)
+        first = fits.int().argmax(1, keepdim=True)
+        erase = fits.any(1, keepdim=True) & (draws[:, -1:] < self.erasing)
+        h, w = h.gather(1, first), w.gather(1, first)
+        top = (draws[:, -3:-2] * (height - h + 1)).floor()
+        left = (draws[:, -2:-1] * (width - w + 1)).floor()
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
+        in_rows = (rows >= top) & (rows < top + h) & erase
+        in_columns = (columns >= left) & (columns < left + w)
+        return images.masked_fill_((in_rows[:, :, None] & in_columns[:, None])[..., None], 0)
+
+    def _draws(self, purpose: str, count: int, device: torch.device) -> Tensor:
+        """This rank's uniform numbers in [0, 1), (N, count)."""
+        source = generator(purpose, self.seed, self.epoch, self.batch)
+        draws = torch.rand((self.global_batch_size, count), generator=source)[self.mine]
+        return draws.to(device, non_blocking=True)
+
+    def _factors(self, draws: Tensor) -> Tensor:
+        """Of each kind, (N, 4): 1 - strength (0 at least) to 1 + strength; of hue a shift."""
+        columns = []
+        for kind, strength in enumerate(self.strengths):
+            low, high = (
+                (-strength, strength) if kind == 3 else (max(0.0, 1 - strength), 1 + strength)
+            )
+            columns.append(low + (high - low) * draws[:, kind])
+        return torch.stack(columns, 1)
+
+
+def _blended(colours: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
+    """Mixed with black (brightness, 0), the mean grey (contrast, 1) or the grey (saturation, 2)."""
+    red, green, blue = colours.split(1, dim=3)
+    grey = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as Pillow and torchvision
+    mean = grey.mean((1, 2), keepdim=True)
+    other = torch.where(kind == 2, grey, mean * (kind == 1))
+    return torch.addcmul(other, colours - other, factor).clamp_(0, 255)
+
+
+def _turned(colours: Tensor, shift: Tensor) -> Tensor:
+    """Colours (N, H, W, 3) with the hue shifted by a share of the circle, (N, 1, 1)."""
+    red, green, blue = colours.unbind(3)
+    value, low = colours.amax(3), colours.amin(3)
+    spread = value - low
+    safe = spread.clamp_min(1e-6)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    hue = torch.where(spread > 0, hue, 0) / 6 + shift
+    channels = []
+    for offset in (5, 3, 1):  # of red, green and blue on the circle
+        place = (offset + 6 * hue) % 6
+        channels.append(value - spread * torch.minimum(place, 4 - place).clamp(0, 1))
+    return torch.stack(channels, 3)
 
 
 class Mixing:
@@ -60,6 +218,8 @@ class Mixing:
         self.seed = seed
         self.mixup = None
         if mixup > 0 or cutmix > 0:
+            from timm.data.mixup import Mixup
+
             self.mixup = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=num_classes)
 
     def __call__(
@@ -85,7 +245,7 @@ class Mixing:
             )
         places = torch.arange(len(images), device=images.device)
         mirrored = torch.cat((places[0::2], places[1::2].flip(0)))
-        seed_host("mix", self.seed, epoch, batch)
-        mixed, soft = self.mixup(images[mirrored], labels[mirrored])
+        with host_draws("mix", self.seed, epoch, batch):
+            mixed, soft = self.mixup(images[mirrored], labels[mirrored])
         back = mirrored.argsort()
         return mixed[back], soft[back]

@@ -1,37 +1,46 @@
-"""Batches: which images, in which order, transformed with which random draws.
+"""Batches: which images, in which order, with which crops.
 
 The interface that the training loop knows: `len(loader)` batches, and `loader.epoch(epoch,
-first_batch)` yields (images uint8 (N, H, W, 3), labels int64 (N,)) on the host, pinned if asked.
+first_batch)` yields (pixels uint8 (N, H, W, 3), labels int64 (N,)), pinned if asked.
 
 Global batch b of epoch e is a function of (seed, e, b): its order comes from (seed, epoch), each
-image's augmentation from (seed, epoch, index). Ranks take contiguous slices of it, so the slices
-of all ranks, one after the other, are the same pixels for any world size, and for any number of
-workers. An image that can't be read stops the run or, if asked, gives its place to another one,
-chosen by (seed, epoch, index) as well.
+image's crop from (seed, epoch, index). Ranks take contiguous slices of it, so the slices of all
+ranks, one after the other, are the same pixels for any world size, and for any number of threads.
+An image that can't be read stops the run or, if asked, gives its place to another one, chosen by
+(seed, epoch, index) as well.
+
+Batches are made ahead of their use, by threads: what decodes holds no GIL, so there is nothing that
+processes would be needed for, and no pixels are copied between them.
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from mobilenext.data.decoders import Decoder, Order, Problems, open_decoder
 from mobilenext.data.sources import Images, SyntheticImages
 from mobilenext.data.transforms import Transform
 from mobilenext.errors import InputError
-from mobilenext.seeding import counter_seed, generator, seed_host
+from mobilenext.seeding import counter_seed, generator
 
 Batch = tuple[Tensor, Tensor]
-Key = tuple[int, int]
 
 MOST_SUBSTITUTES = 16
+
+MAKERS = 2
+"""Batches that are being made at a time: while the last images of one are decoded, threads that
+have nothing left to do there begin with the next."""
+
+AHEAD_BYTES = 64 * 2**20
+"""About as much is kept ready; at least the batches that are being made, at most four."""
 
 
 class Loader(Protocol):
@@ -39,6 +48,8 @@ class Loader(Protocol):
 
     unreadable: dict[int, str]
     """Images that this process could not read so far: by index, what is wrong with them."""
+    decoder: str
+    """What decodes the images, for logs and results."""
     missed: int
     """How many images the present epoch has had to do without, so far."""
 
@@ -50,8 +61,12 @@ class Loader(Protocol):
         """Yield this rank's part of the batches of an epoch, from `first_batch` on."""
         ...
 
+    def prefetch(self, epoch: int, first_batch: int = 0) -> None:
+        """Begin to make these batches, so that `epoch` with the same arguments finds some ready."""
+        ...
+
     def close(self) -> None:
-        """End the helpers of the loader, if it has any."""
+        """End the threads of the loader, if it has any."""
         ...
 
 
@@ -67,24 +82,29 @@ def train_loader(
     pin_memory: bool = False,
     on_bad_image: str = "error",
     max_bad_share: float = 1.0,
+    decoder: str = "auto",
+    device: torch.device | None = None,
 ) -> Loader:
     """Shuffled, augmented batches; the incomplete last batch of an epoch is left out.
 
     Args:
         images: The training split.
-        transform: From an RGB image to uint8 pixels; draws from the host's global generators.
+        transform: Says what is seen of an image.
         seed: The run's seed.
         global_batch_size: Images of one optimiser step over all ranks.
         rank: This process.
         world_size: Number of processes; has to divide the batch.
-        workers: Loader processes; 0 loads in this process.
+        workers: Threads that decode; 0 makes each batch when it is asked for.
         pin_memory: Page-locked batches, for copies to a CUDA device that do not wait.
         on_bad_image: What to do with an image that can't be read: `error` raises, `skip` puts a
             readable one in its place, a function of (seed, epoch, index) and the files.
         max_bad_share: With `skip`: share of the split that may be unreadable.
+        decoder: A name of `mobilenext.data.decoders`.
+        device: Where the network is; for decoders that decode there.
 
     Raises:
-        InputError: The ranks can't share the batch, or the split is smaller than one batch.
+        InputError: The ranks can't share the batch, the split is smaller than one batch, or the
+            decoder is not to be had.
     """
     if global_batch_size < 1 or global_batch_size % world_size:
         lower = global_batch_size // world_size * world_size
@@ -101,10 +121,15 @@ def train_loader(
         )
     if isinstance(images, SyntheticImages):
         return _ReadyBatch(images, transform, global_batch_size, rank, world_size, pin_memory)
+    if transform.finish is not None and decoder == "nvjpeg":
+        raise InputError(
+            "data.decoder=nvjpeg leaves no pixels on the host for augment.randaugment: use another "
+            "decoder, or augment.randaugment=null"
+        )
     keys = _TrainKeys(len(images), seed, global_batch_size, rank, world_size)
     policy = "substitute" if on_bad_image == "skip" else "error"
-    keyed = _KeyedImages(images, transform, seed, policy)
-    return _ImageLoader(keyed, keys, workers, pin_memory, max_bad_share)
+    maker = _Maker(images, transform, open_decoder(decoder, workers, device), seed, policy, workers)
+    return _ImageLoader(maker, keys, workers, pin_memory, max_bad_share)
 
 
 def eval_loader(
@@ -118,6 +143,8 @@ def eval_loader(
     pin_memory: bool = False,
     on_bad_image: str = "error",
     max_bad_share: float = 1.0,
+    decoder: str = "auto",
+    device: torch.device | None = None,
 ) -> Loader:
     """Every image once: rank r takes images r, r + world_size, ... without padding.
 
@@ -126,22 +153,24 @@ def eval_loader(
 
     Args:
         images: The split to evaluate on.
-        transform: From an RGB image to uint8 pixels, without random draws.
+        transform: Says what is seen of an image.
         batch_size: Images of one forward pass of one rank.
         rank: This process.
         world_size: Number of processes.
-        workers: Loader processes; 0 loads in this process.
+        workers: As for `train_loader`.
         pin_memory: As for `train_loader`.
         on_bad_image: What to do with an image that can't be read: `error` raises, `skip` leaves it
             out; then batches may be smaller, and `unreadable` tells of it.
         max_bad_share: As for `train_loader`.
+        decoder: As for `train_loader`.
+        device: As for `train_loader`.
     """
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
-    keys = _EvalKeys(range(rank, len(images), world_size), batch_size)
+    keys = _EvalKeys(np.arange(rank, len(images), world_size), batch_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
-    keyed = _KeyedImages(images, transform, 0, policy)
-    return _ImageLoader(keyed, keys, workers, pin_memory, max_bad_share)
+    maker = _Maker(images, transform, open_decoder(decoder, workers, device), 0, policy, workers)
+    return _ImageLoader(maker, keys, workers, pin_memory, max_bad_share)
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
@@ -150,145 +179,244 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 class _TrainKeys:
-    """Batch sampler: this rank's (epoch, index) keys, batch by batch, of the epoch last set."""
+    """This rank's indices, batch by batch."""
 
     def __init__(
         self, length: int, seed: int, global_batch_size: int, rank: int, world_size: int
     ) -> None:
         self.length, self.seed, self.global_batch_size = length, seed, global_batch_size
-        self.share = global_batch_size // world_size
-        self.offset = rank * self.share
-        self.epoch, self.first_batch = 0, 0
+        self.batch_size = global_batch_size // world_size
+        self.offset = rank * self.batch_size
 
     def __len__(self) -> int:
         return self.length // self.global_batch_size
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch = self.epoch
-        order = epoch_order(self.length, self.seed, epoch)
-        for batch in range(self.first_batch, len(self)):
+    def of(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the batches from `first_batch` on."""
+        order = epoch_order(self.length, self.seed, epoch).numpy()
+        for batch in range(first_batch, len(self)):
             start = batch * self.global_batch_size + self.offset
-            yield [(epoch, index) for index in order[start : start + self.share].tolist()]
+            yield order[start : start + self.batch_size]
 
 
 class _EvalKeys:
-    """Batch sampler: consecutive images of a shard."""
+    """Consecutive images of a shard."""
 
-    def __init__(self, shard: range, batch_size: int) -> None:
+    def __init__(self, shard: np.ndarray, batch_size: int) -> None:
         self.shard, self.batch_size = shard, batch_size
-        self.epoch, self.first_batch = 0, 0
 
     def __len__(self) -> int:
         return math.ceil(len(self.shard) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        for batch in range(self.first_batch, len(self)):
-            start = batch * self.batch_size
-            yield [(0, index) for index in self.shard[start : start + self.batch_size]]
+    def of(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the batches from `first_batch` on; the epoch does not matter."""
+        del epoch
+        for start in range(first_batch * self.batch_size, len(self.shard), self.batch_size):
+            yield self.shard[start : start + self.batch_size]
 
 
 @dataclass(frozen=True)
-class _Sample:
-    pixels: Tensor | None
-    label: int
-    unreadable: dict[int, str]
-
-
-class _Collated(NamedTuple):
+class _Made:
     batch: Batch | None
-    unreadable: dict[int, str]
+    unreadable: dict[int, str] = field(default_factory=dict)
 
 
-class _KeyedImages(Dataset[_Sample | InputError]):
-    """(epoch, index) -> sample, with the host's generators seeded by the key."""
-
-    def __init__(self, images: Images, transform: Transform, seed: int, policy: str) -> None:
-        self.images, self.transform, self.seed, self.policy = images, transform, seed, policy
-
-    def __getitem__(self, key: Key) -> _Sample | InputError:
-        epoch, index = key
-        unreadable: dict[int, str] = {}
-        for attempt in range(1 + MOST_SUBSTITUTES):
-            chosen = index
-            if attempt:
-                draw = counter_seed("substitute", self.seed, epoch, index, attempt)
-                chosen = draw % len(self.images)
-            try:
-                image, label = self.images[chosen]
-            except InputError as error:
-                if self.policy == "error":
-                    return error  # raised in the main process, where no traceback wraps it
-                unreadable[chosen] = str(error)
-                if self.policy == "leave out":
-                    return _Sample(None, 0, unreadable)
-            else:
-                seed_host("sample", self.seed, epoch, index)
-                return _Sample(self.transform(image), label, unreadable)
-        return InputError(
-            f"{len(unreadable)} images drawn one after the other could not be read, for instance: "
-            f"{next(iter(unreadable.values()))}"
-        )
-
-
-def _collate(samples: list[_Sample | InputError]) -> _Collated | InputError:
-    pixels, labels, unreadable = [], [], {}
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        unreadable |= sample.unreadable
-        if sample.pixels is not None:
-            pixels.append(sample.pixels)
-            labels.append(sample.label)
-    batch = (torch.stack(pixels), torch.tensor(labels)) if pixels else None
-    return _Collated(batch, unreadable)
-
-
-class _ImageLoader:
-    """A torch DataLoader whose workers live as long as the run."""
+class _Maker:
+    """Makes batches; may be called by several threads at once."""
 
     def __init__(
         self,
-        images: _KeyedImages,
+        images: Images,
+        transform: Transform,
+        decoder: Decoder,
+        seed: int,
+        policy: str,
+        workers: int,
+    ) -> None:
+        self.images, self.transform, self.decoder = images, transform, decoder
+        self.seed, self.policy = seed, policy
+        self.finishers = None
+        if workers and transform.finish is not None:
+            self.finishers = ThreadPoolExecutor(workers, "finish")
+
+    def __call__(self, epoch: int, indices: np.ndarray, pin_memory: bool) -> _Made:
+        """The batch of these images.
+
+        Raises:
+            InputError: An image can't be read, and nothing else was asked for.
+        """
+        count = len(indices)
+        pixels = self.decoder.allocate(count, self.transform.image_size, pin_memory)
+        labels = torch.empty(count, dtype=torch.int64, pin_memory=pin_memory)
+        problems = self._decode(epoch, indices, indices, pixels, labels)
+        unreadable = {int(indices[position]): text for position, text in problems.items()}
+        if problems and self.policy == "error":
+            raise InputError(problems[min(problems)])
+        if problems and self.policy == "substitute":
+            for position in sorted(problems):
+                place = slice(position, position + 1)
+                unreadable |= self._substitute(
+                    epoch, indices[place], pixels[place], labels[place], problems[position]
+                )
+        if self.transform.finish is not None:
+            self._finish(epoch, indices, pixels.numpy())
+        if problems and self.policy == "leave out":
+            readable = [position for position in range(count) if position not in problems]
+            if not readable:
+                return _Made(None, unreadable)
+            pixels, labels = pixels[readable], labels[readable]
+        return _Made((pixels, labels), unreadable)
+
+    def _finish(self, epoch: int, indices: np.ndarray, pixels: np.ndarray) -> None:
+        finish = self.transform.finish
+        assert finish is not None
+
+        def one(position: int) -> None:
+            index = int(indices[position])
+            pixels[position] = finish(pixels[position], self.seed, epoch, index)
+
+        apply = map if self.finishers is None else self.finishers.map
+        for _ in apply(one, range(len(indices))):
+            pass
+
+    def close(self) -> None:
+        """End the threads."""
+        if self.finishers is not None:
+            self.finishers.shutdown()
+        self.decoder.close()
+
+    def _decode(
+        self, epoch: int, chosen: np.ndarray, keys: np.ndarray, pixels: Tensor, labels: Tensor
+    ) -> Problems:
+        """Images `chosen` with the draws of `keys`."""
+        order = Order(self.images, chosen, keys, self.transform, self.seed, epoch, pixels, labels)
+        return self.decoder.decode(order)
+
+    def _substitute(
+        self, epoch: int, index: np.ndarray, pixels: Tensor, labels: Tensor, problem: str
+    ) -> dict[int, str]:
+        """Fill the place of an unreadable image; returns what else could not be read."""
+        unreadable: dict[int, str] = {}
+        for attempt in range(1, 1 + MOST_SUBSTITUTES):
+            draw = counter_seed("substitute", self.seed, epoch, int(index[0]), attempt)
+            chosen = draw % len(self.images)
+            problems = self._decode(epoch, np.array([chosen]), index, pixels, labels)
+            if not problems:
+                return unreadable
+            unreadable[chosen] = problems[0]
+        raise InputError(
+            f"{1 + len(unreadable)} images drawn one after the other could not be read, for "
+            f"instance: {problem}"
+        )
+
+
+class _ImageLoader:
+    """Makes batches ahead of their use."""
+
+    def __init__(
+        self,
+        maker: _Maker,
         keys: _TrainKeys | _EvalKeys,
         workers: int,
         pin_memory: bool,
         max_bad_share: float,
     ) -> None:
-        self.keys = keys
+        self.maker, self.keys, self.pin_memory = maker, keys, pin_memory
+        self.decoder = maker.decoder.description
         self.unreadable: dict[int, str] = {}
         self.missed = 0
-        self.length, self.max_bad_share = len(images.images), max_bad_share
-        self.batches = DataLoader(
-            images,
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=pin_memory,
-            persistent_workers=workers > 0,
-            worker_init_fn=_outlive_signals,
-        )
+        self.length, self.max_bad_share = len(maker.images), max_bad_share
+        self.threads = ThreadPoolExecutor(MAKERS, "batch") if workers else None
+        size = keys.batch_size * 3 * maker.transform.image_size**2
+        self.ahead = max(MAKERS, min(4, AHEAD_BYTES // size))
+        self.begun: tuple[tuple[int, int], _Ahead] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    def prefetch(self, epoch: int, first_batch: int = 0) -> None:
+        if self.threads is None or (self.begun and self.begun[0] == (epoch, first_batch)):
+            return
+        self._abandon()
+        self.begun = ((epoch, first_batch), self._start(self.threads, epoch, first_batch))
+
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        self.keys.epoch, self.keys.first_batch = epoch, first_batch
         self.missed = 0
-        for collated in self.batches:
-            if isinstance(collated, InputError):
-                raise collated
-            if collated.unreadable:
-                self.missed += len(collated.unreadable)
-                self.unreadable |= collated.unreadable
-                check_bad_share(self.unreadable, self.length, self.max_bad_share)
-            if collated.batch is not None:
-                yield collated.batch
+        made: Iterator[_Made]
+        if self.threads is None:
+            keys = self.keys.of(epoch, first_batch)
+            made = (self.maker(epoch, indices, self.pin_memory) for indices in keys)
+        else:
+            self.prefetch(epoch, first_batch)
+            assert self.begun is not None
+            made, self.begun = iter(self.begun[1]), None
+        with closing(made):  # pyright: ignore[reportArgumentType]
+            for one in made:
+                if one.unreadable:
+                    self.missed += len(one.unreadable)
+                    self.unreadable |= one.unreadable
+                    check_bad_share(self.unreadable, self.length, self.max_bad_share)
+                if one.batch is not None:
+                    yield one.batch
 
     def close(self) -> None:
-        # There is no public way; otherwise workers end when the iterator is collected.
-        running = getattr(self.batches, "_iterator", None)
-        if running is not None:
-            running._shutdown_workers()
+        self._abandon()
+        if self.threads is not None:
+            self.threads.shutdown(cancel_futures=True)
+        self.maker.close()
+
+    def _start(self, threads: ThreadPoolExecutor, epoch: int, first_batch: int) -> "_Ahead":
+        keys = self.keys.of(epoch, first_batch)
+        return _Ahead(self.maker, threads, epoch, keys, self.pin_memory, self.ahead)
+
+    def _abandon(self) -> None:
+        if self.begun is not None:
+            self.begun[1].cancel()
+            self.begun = None
+
+
+class _Ahead:
+    """Batches of an epoch, `ahead` of them being made or ready at any time."""
+
+    def __init__(
+        self,
+        maker: _Maker,
+        threads: ThreadPoolExecutor,
+        epoch: int,
+        keys: Iterator[np.ndarray],
+        pin_memory: bool,
+        ahead: int,
+    ) -> None:
+        self.maker, self.threads, self.epoch = maker, threads, epoch
+        self.keys, self.pin_memory = keys, pin_memory
+        self.futures: deque[Future[_Made]] = deque()
+        for _ in range(ahead):
+            self._submit()
+
+    def __iter__(self) -> Iterator[_Made]:
+        try:
+            while self.futures:
+                made = self.futures.popleft().result()
+                self._submit()
+                yield made
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up what is not begun, and wait for the rest."""
+        for future in self.futures:
+            future.cancel()
+        while self.futures:
+            future = self.futures.popleft()
+            if not future.cancelled():
+                future.exception()
+
+    def _submit(self) -> None:
+        indices = next(self.keys, None)
+        if indices is not None:
+            self.futures.append(
+                self.threads.submit(self.maker, self.epoch, indices, self.pin_memory)
+            )
 
 
 def check_bad_share(unreadable: dict[int, str], length: int, most: float) -> None:
@@ -299,29 +427,6 @@ def check_bad_share(unreadable: dict[int, str], length: int, most: float) -> Non
             f"data.max_bad_share={most:g}: {len(unreadable)} of {length:,} images could not be "
             f"read, which is more: {some}. Mend the files, or raise data.max_bad_share"
         )
-
-
-def _outlive_signals(_: int) -> None:
-    """Let a worker end when its process does, which may need batches for some steps more.
-
-    A scheduler or a Ctrl-C signals all processes, also these. SIGTERM is obeyed if it comes from
-    the worker's own process, which ends it in that way if nobody has closed the loader.
-    """
-    signal.set_wakeup_fd(-1)  # inherited: would tell the parent of a signal to this process
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        threading.Thread(target=_obey_the_parent, args=(parent.pid,), daemon=True).start()
-
-
-def _obey_the_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 class _ReadyBatch:
@@ -338,12 +443,12 @@ class _ReadyBatch:
     ) -> None:
         self.batches = len(images) // global_batch_size
         share = global_batch_size // world_size
-        keyed = _KeyedImages(images, transform, 0, "error")
-        collated = _collate([keyed[0, rank * share + i] for i in range(share)])
-        assert isinstance(collated, _Collated)
-        assert collated.batch is not None
-        pixels, labels = collated.batch
-        self.batch = (pixels.pin_memory(), labels.pin_memory()) if pin_memory else (pixels, labels)
+        maker = _Maker(images, transform, open_decoder("pillow", 1), 0, "error", 0)
+        made = maker(0, rank * share + np.arange(share), pin_memory)
+        maker.close()
+        assert made.batch is not None
+        self.batch = made.batch
+        self.decoder = "none"
         self.unreadable: dict[int, str] = {}
         self.missed = 0
 
@@ -353,6 +458,9 @@ class _ReadyBatch:
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         for _ in range(first_batch, self.batches):
             yield self.batch
+
+    def prefetch(self, epoch: int, first_batch: int = 0) -> None:
+        pass
 
     def close(self) -> None:
         pass

@@ -1,5 +1,6 @@
-"""Where images come from: each function opens one kind of data set as `ImageData`."""
+"""Where images come from: one class for each way in which they lie around."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -9,28 +10,16 @@ from typing import Protocol
 
 import numpy as np
 import PIL.Image
-from timm.data.imagenet_info import ImageNetInfo
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from mobilenext.data.encoded import ITEM, Located
 from mobilenext.errors import InputError
 from mobilenext.seeding import counter_seed
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Of image files in class folders, in any case; torchvision's."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 """By content, whatever the name says; Pillow knows others, which no data set needs."""
-
-IMAGENETTE_SYNSETS = (
-    "n01440764",  # tench
-    "n02102040",  # English springer
-    "n02979186",  # cassette player
-    "n03000684",  # chain saw
-    "n03028079",  # church
-    "n03394916",  # French horn
-    "n03417042",  # garbage truck
-    "n03425413",  # gas pump
-    "n03445777",  # golf ball
-    "n03888257",  # parachute
-)
 
 
 class Images(Protocol):
@@ -67,27 +56,40 @@ class ArrayImages:
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
         return PIL.Image.fromarray(self.pixels[index]), int(self.labels[index])
 
+    def locate_pixels(self, indices: np.ndarray) -> Located:
+        """Where the pixels of these images are."""
+        items = np.zeros(len(indices), ITEM)
+        chosen = np.ascontiguousarray(self.pixels[indices])
+        one = chosen[0].nbytes if len(indices) else 0
+        items["data"] = chosen.ctypes.data + one * np.arange(len(indices), dtype=np.uint64)
+        items["length"] = one
+        items["height"], items["width"] = self.pixels.shape[1:3]
+        return Located(items, [chosen])
+
 
 class FolderImages:
     """Image files under `root`, one folder a class.
 
-    Paths lie in one numpy array, not in a list of strings: loader processes that are forked share
-    it, while each look at a Python object would copy its page.
+    Paths lie in one numpy array, not in a million Python strings.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self.root = root
-        class_to_index = {name: index for index, name in enumerate(classes)}
-        samples = make_dataset(
-            str(root), class_to_index, extensions=IMG_EXTENSIONS, allow_empty=True
-        )
-        self.labels = np.array([label for _, label in samples], dtype=np.int64)
-        self.paths = np.array([os.fsencode(os.path.relpath(path, root)) for path, _ in samples])
+        paths: list[bytes] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
+                inside = os.path.relpath(folder, root)
+                chosen = [file for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+                paths += [os.fsencode(os.path.join(inside, file)) for file in chosen]
+                labels += [label] * len(chosen)
+        self.labels = np.array(labels, dtype=np.int64)
+        self.paths = np.array(paths, dtype=bytes)
         empty = np.flatnonzero(np.bincount(self.labels, minlength=len(classes)) == 0)
         if len(empty):
             raise InputError(
-                f"{root}: expected images ({', '.join(IMG_EXTENSIONS)}) in every class folder, "
-                f"found none in {_some([classes[index] for index in empty.tolist()])}; remove or "
+                f"{root}: expected images ({', '.join(EXTENSIONS)}) in every class folder, "
+                f"found none in {some([classes[index] for index in empty.tolist()])}; remove or "
                 "fill these folders"
             )
 
@@ -95,7 +97,31 @@ class FolderImages:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
-        return decode(self.root / os.fsdecode(self.paths[index])), int(self.labels[index])
+        return decode(self._path(index)), int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return str(self._path(index))
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes."""
+        try:
+            return self._path(index).read_bytes()
+        except OSError as error:
+            raise InputError(_undecodable(self.name(index), error)) from error
+
+    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
+        """The files' paths; native code opens them."""
+        root = os.fsencode(self.root)
+        names = [b"%s/%s" % (root, path) for path in self.paths[indices]]
+        text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
+        items = np.zeros(len(names), ITEM)
+        lengths = np.fromiter((len(name) + 1 for name in names), np.uint64, len(names))
+        items["path"] = np.uint64(text.ctypes.data) + np.cumsum(lengths) - lengths
+        return Located(items, [text])
+
+    def _path(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.paths[index])
 
 
 class SyntheticImages:
@@ -122,169 +148,64 @@ def decode(path: Path) -> PIL.Image.Image:
     Raises:
         InputError: The file can't be read or decoded, or is a decompression bomb.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            with PIL.Image.open(path, formats=FORMATS) as image:
-                return image.convert("RGB")
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        raise InputError(
-            f"{path}: expected an image file, could not decode it ({type(error).__name__}: "
-            f"{error}); replace or remove the file"
-        ) from error
+    return _decoded(path, str(path))
 
 
-def digits(image_size: int = 32) -> ImageData:
-    """scikit-learn's `load_digits`: 1,797 real scans of handwritten digits, inside its wheel.
-
-    8 x 8 grey values are repeated to RGB and enlarged (bicubic). The split is fixed: a stratified
-    fifth, 360 images, is held out.
+def decode_bytes(data: bytes | memoryview, name: str) -> PIL.Image.Image:
+    """As `decode`, from the bytes of a file.
 
     Args:
-        image_size: Height and width after enlarging, in pixels.
+        data: An encoded image.
+        name: What to call it in messages.
+
+    Raises:
+        InputError: It can't be decoded, or is a decompression bomb.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    grey, labels = load_digits(return_X_y=True)
-    grey = np.rint(np.reshape(grey, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
-    size = (image_size, image_size)
-    pixels = np.stack(
-        [
-            np.asarray(
-                PIL.Image.fromarray(image).convert("RGB").resize(size, PIL.Image.Resampling.BICUBIC)
-            )
-            for image in grey
-        ]
-    )
-    train, val = train_test_split(
-        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
-    )
-    return ImageData(
-        ArrayImages(pixels[train], labels[train]),
-        ArrayImages(pixels[val], labels[val]),
-        tuple(str(digit) for digit in range(10)),
-    )
+    return _decoded(io.BytesIO(data), name)
 
 
-def image_folder(root: str | None, expected_classes: Sequence[str] | None = None) -> ImageData:
-    """Any data set in the layout `root/train/<class>/*`, `root/val/<class>/*`.
+# Set once: to change filters for a moment is not safe where several threads decode.
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+def _decoded(file: Path | io.BytesIO, name: str) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(file, formats=FORMATS) as image:
+            most = PIL.Image.MAX_IMAGE_PIXELS
+            if most is not None and image.width * image.height > most:
+                raise PIL.Image.DecompressionBombError(
+                    f"{image.width} x {image.height} pixels are more than {most}"
+                )
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
+        raise InputError(_undecodable(name, error)) from error
+
+
+def _undecodable(name: str, error: Exception) -> str:
+    return (
+        f"{name}: expected an image file, could not decode it ({type(error).__name__}: {error}); "
+        "replace or remove the file"
+    )
+
+
+def class_folders(root: Path) -> ImageData:
+    """Class folders under `root/train` and `root/val`.
 
     Args:
         root: The folder that has `train` and `val`.
-        expected_classes: If given, the class folders have to be exactly these.
 
     Raises:
         InputError: A folder is missing or empty, or the classes of the two splits differ.
     """
-    if root is None:
-        raise InputError(
-            "data.root is not set: expected a folder with train/<class>/* and val/<class>/*; "
-            "add data.root=/path/to/it"
-        )
-    base = Path(root).expanduser()
-    if not base.is_dir():
-        raise InputError(f"data.root={root}: expected a folder, found none there; mend the path")
-    classes = _class_folders(base / "train")
-    val_classes = _class_folders(base / "val")
+    classes, val_classes = _class_folders(root / "train"), _class_folders(root / "val")
     if classes != val_classes:
         raise InputError(
-            f"{base}: expected the same classes in train and val; only in train: "
-            f"{_some(sorted(set(classes) - set(val_classes)))}; only in val: "
-            f"{_some(sorted(set(val_classes) - set(classes)))}"
+            f"{root}: expected the same classes in train and val; only in train: "
+            f"{some(sorted(set(classes) - set(val_classes)))}; only in val: "
+            f"{some(sorted(set(val_classes) - set(classes)))}"
         )
-    if expected_classes is not None and list(expected_classes) != classes:
-        raise InputError(
-            f"{base}: expected the {len(expected_classes)} class folders "
-            f"{_some(list(expected_classes))}; missing: "
-            f"{_some(sorted(set(expected_classes) - set(classes)))}; unknown: "
-            f"{_some(sorted(set(classes) - set(expected_classes)))}. "
-            "For other classes use data=imagefolder"
-        )
-    return ImageData(
-        FolderImages(base / "train", classes),
-        FolderImages(base / "val", classes),
-        tuple(classes),
-    )
-
-
-def imagenet(root: str | None) -> ImageData:
-    """ImageNet-1k as class folders named by synset; all 1,000 have to be there.
-
-    Args:
-        root: The folder that has `train` and `val`.
-
-    Raises:
-        InputError: As `image_folder`, or the folders are not ImageNet's 1,000 synsets.
-    """
-    return image_folder(root, sorted(ImageNetInfo("imagenet-1k").label_names()))
-
-
-def imagenette(root: str | None) -> ImageData:
-    """Imagenette (https://github.com/fastai/imagenette), any size: ten classes of ImageNet.
-
-    Args:
-        root: The unpacked folder, for instance `imagenette2-160`.
-
-    Raises:
-        InputError: As `image_folder`, or the folders are not the ten synsets.
-    """
-    return image_folder(root, IMAGENETTE_SYNSETS)
-
-
-def cifar10(root: str | None, download: bool = False) -> ImageData:
-    """CIFAR-10 by torchvision's reader.
-
-    Args:
-        root: The folder that has, or gets, `cifar-10-batches-py`.
-        download: Fetch and unpack the archive if it is not there.
-
-    Raises:
-        InputError: No root, or the files are missing or damaged and `download` is off.
-    """
-    if root is None:
-        raise InputError(
-            "data.root is not set: expected the folder that has cifar-10-batches-py; add "
-            "data.root=/path/to/it, and data.download=true to fetch the data into it"
-        )
-    base = Path(root).expanduser()
-    try:
-        train, val = (CIFAR10(base, train=part, download=download) for part in (True, False))
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"data.root={root}: expected CIFAR-10 in {base / CIFAR10.base_folder} ({error}); "
-            "mend the path or add data.download=true"
-        ) from error
-    return ImageData(
-        ArrayImages(train.data, train.targets),
-        ArrayImages(val.data, val.targets),
-        tuple(train.classes),
-    )
-
-
-def synthetic(
-    train_images: int = 4096, val_images: int = 512, num_classes: int = 1000, image_size: int = 224
-) -> ImageData:
-    """Made-up images for tests, and for measuring the loop: training re-uses one ready batch.
-
-    Args:
-        train_images: Length of the training split.
-        val_images: Length of the validation split.
-        num_classes: Classes; image i is of class i % num_classes.
-        image_size: Height and width in pixels.
-    """
-    if min(train_images, val_images, num_classes, image_size) < 1:
-        raise InputError(
-            "synthetic data: expected counts and sizes of at least 1, got "
-            f"train_images={train_images}, val_images={val_images}, num_classes={num_classes}, "
-            f"image_size={image_size}"
-        )
-    return ImageData(
-        SyntheticImages(train_images, num_classes, image_size, "synthetic-train"),
-        SyntheticImages(val_images, num_classes, image_size, "synthetic-val"),
-        tuple(str(index) for index in range(num_classes)),
-    )
+    train, val = (FolderImages(root / split, classes) for split in ("train", "val"))
+    return ImageData(train, val, tuple(classes))
 
 
 def _class_folders(split: Path) -> list[str]:
@@ -304,7 +225,7 @@ def _class_folders(split: Path) -> list[str]:
     return names
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def some(names: Sequence[str], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     if not names:
         return "none"

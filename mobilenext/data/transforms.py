@@ -1,25 +1,64 @@
-"""From a decoded image to uint8 pixels of the network's size; runs on the host, image by image.
+"""What is seen of an image: crops, flips, interpolation; and RandAugment, image by image.
 
-Random draws come from the host's global generators, which the loader seeds for each image.
+A transform says for many images at once which part of each becomes which pixels (`views`), as a
+function of (seed, epoch, index) and the images' sizes. Decoders then decode no more than that.
+Colours are jittered and rectangles erased on the device, batch by batch (`mobilenext.data.device`).
 """
 
 import math
+import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import PIL.Image
 import torch
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch import Tensor
-from torchvision.transforms import v2
 
+from mobilenext.data.encoded import FILTERS, VIEW
 from mobilenext.errors import InputError
+from mobilenext.seeding import host_draws, uniforms
 
-INTERPOLATIONS = ("bilinear", "bicubic")
+if TYPE_CHECKING:
+    from timm.data.auto_augment import AugmentOp, RandAugment
 
-Transform = Callable[[PIL.Image.Image], Tensor]
+RESAMPLING = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)
+"""Pillow's names of FILTERS."""
+
+CROP_TRIES = 10
+
+
+class Transform(Protocol):
+    """From images to pixels of the network's size."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the result, in pixels."""
+        ...
+
+    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """What is seen of each image.
+
+        Args:
+            sizes: Widths and heights in pixels, (N, 2).
+            indices: The images' places in the split, (N,).
+            seed: The run's seed.
+            epoch: Counter of the draws.
+
+        Returns:
+            A `VIEW` for each image.
+        """
+        ...
+
+    def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
+        """A view of an RGB image by Pillow: uint8 (image_size, image_size, 3)."""
+        ...
+
+    @property
+    def finish(self) -> Callable[[np.ndarray, int, int, int], np.ndarray] | None:
+        """What else is done on the host: (pixels, seed, epoch, index) to pixels; None: nothing."""
+        ...
 
 
 def train_transform(
@@ -33,7 +72,7 @@ def train_transform(
     randaugment: str | None = None,
     erasing: float = 0.0,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
-) -> Transform:
+) -> "TrainTransform":
     """Random resized crop, flip, RandAugment, colour jitter, random erasing, in this order.
 
     Args:
@@ -42,47 +81,44 @@ def train_transform(
         crop_ratio: Range of the crop's width over height.
         interpolation: bilinear, bicubic, or random: one of the two for each image.
         hflip: Probability of a horizontal flip.
-        color_jitter: Strength for brightness, contrast, saturation and hue.
+        color_jitter: Strength for brightness, contrast, saturation and hue; applied on the device.
         randaugment: timm's description, for instance rand-m9-mstd0.5 (arXiv 1909.13719), or None.
-        erasing: Probability of random erasing (arXiv 1708.04896).
-        mean: Channel means in [0, 1]; fills what RandAugment uncovers and what is erased.
-
-    Returns:
-        A function from an RGB image to uint8 pixels (image_size, image_size, 3).
+        erasing: Probability of random erasing (arXiv 1708.04896); applied on the device.
+        mean: Channel means in [0, 1]; fills what RandAugment uncovers.
 
     Raises:
         InputError: An unknown interpolation or RandAugment description.
     """
-    fill = [round(255 * value) for value in mean]
-    _check_interpolation("augment.interpolation", interpolation, ("random", *INTERPOLATIONS))
-    steps: list[Callable[..., Any]] = [
-        RandomResizedCropAndInterpolation(
-            image_size, tuple(crop_scale), tuple(crop_ratio), interpolation
-        )
-    ]
-    if hflip > 0:
-        steps.append(v2.RandomHorizontalFlip(hflip))
+    _check_interpolation("augment.interpolation", interpolation, ("random", *FILTERS))
+    policy = None
     if randaugment is not None:
-        settings = {"translate_const": int(image_size * 0.45), "img_mean": tuple(fill)}
+        from timm.data.auto_augment import rand_augment_transform
+
+        fill = tuple(round(255 * value) for value in mean)
+        settings = {"translate_const": int(image_size * 0.45), "img_mean": fill}
         try:
-            steps.append(rand_augment_transform(randaugment, settings))
+            policy = _RandAugment(rand_augment_transform(randaugment, settings))
         except (AssertionError, ValueError, KeyError) as error:
             raise InputError(
                 f"augment.randaugment={randaugment}: expected timm's description of RandAugment, "
                 "for instance rand-m9-mstd0.5"
             ) from error
-    if any(color_jitter):
-        steps.append(v2.ColorJitter(*color_jitter))
-    erase: Callable[..., Tensor] | None = None
-    if erasing > 0:
-        erase = v2.RandomErasing(erasing, value=fill)  # pyright: ignore[reportArgumentType]
-
-    return _HostTransform(steps, erase)
+    low, high = crop_scale
+    return TrainTransform(
+        image_size,
+        (low, high),
+        (crop_ratio[0], crop_ratio[1]),
+        interpolation,
+        hflip,
+        tuple(color_jitter),
+        erasing,
+        policy,
+    )
 
 
 def eval_transform(
     image_size: int, *, crop_ratio: float = 0.875, interpolation: str = "bicubic"
-) -> Transform:
+) -> "EvalTransform":
     """Resize the short side to image_size / crop_ratio, then crop the centre.
 
     Args:
@@ -90,18 +126,126 @@ def eval_transform(
         crop_ratio: 0.875 is the usual 256 for 224; 1 keeps all of a square image.
         interpolation: bilinear or bicubic, antialiased as Pillow does.
 
-    Returns:
-        A function from an RGB image to uint8 pixels (image_size, image_size, 3).
-
     Raises:
         InputError: An unknown interpolation.
     """
-    _check_interpolation("data.eval_interpolation", interpolation, INTERPOLATIONS)
-    resize = v2.Resize(
-        math.floor(image_size / crop_ratio), interpolation=str_to_interp_mode(interpolation)
-    )
-    crop = v2.CenterCrop(image_size)
-    return _HostTransform([resize, crop])
+    _check_interpolation("data.eval_interpolation", interpolation, FILTERS)
+    return EvalTransform(image_size, math.floor(image_size / crop_ratio), interpolation)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """See `train_transform`."""
+
+    image_size: int
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    interpolation: str
+    hflip: float
+    color_jitter: tuple[float, ...]
+    erasing: float
+    randaugment: "_RandAugment | None"
+
+    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """Random crops as torchvision and timm draw them; see `Transform.views`."""
+        draws = uniforms(indices, 2 * CROP_TRIES + 4, "sample", seed, epoch)
+        width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+        low, high = self.crop_scale
+        area = width * height * (low + (high - low) * draws[:, :CROP_TRIES])
+        least, most = np.log(self.crop_ratio)
+        ratio = np.exp(least + (most - least) * draws[:, CROP_TRIES : 2 * CROP_TRIES])
+        widths, heights = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
+        fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+        chosen = (np.arange(len(sizes)), fits.argmax(1))
+        w, h = widths[chosen], heights[chosen]
+        # None fits: the largest central crop within the range of ratios.
+        none, width, height = ~fits.any(1), width[:, 0], height[:, 0]
+        least, most = self.crop_ratio
+        w = np.where(none, np.minimum(width, np.maximum(1, np.round(height * most))), w)
+        h = np.where(none, np.minimum(height, np.maximum(1, np.round(width / least))), h)
+        x, y, flip, cubic = draws[:, 2 * CROP_TRIES :].T
+        left = np.where(none, np.round((width - w) / 2), np.floor(x * (width - w + 1)))
+        top = np.where(none, np.round((height - h) / 2), np.floor(y * (height - h + 1)))
+        views = np.zeros(len(sizes), VIEW)
+        views["box"] = views["limits"] = np.stack([left, top, left + w, top + h], axis=1)
+        views["flip"] = flip < self.hflip
+        random_one = self.interpolation == "random"
+        views["filter"] = cubic < 0.5 if random_one else FILTERS.index(self.interpolation)
+        return views
+
+    def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
+        """See `Transform.render`."""
+        size = (self.image_size, self.image_size)
+        crop = image.crop(tuple(view["limits"].tolist()))
+        pixels = np.asarray(crop.resize(size, RESAMPLING[view["filter"]]))
+        return pixels[:, ::-1] if view["flip"] else pixels
+
+    @property
+    def finish(self) -> Callable[[np.ndarray, int, int, int], np.ndarray] | None:
+        """See `Transform.finish`."""
+        return self.randaugment
+
+    def __call__(
+        self, image: PIL.Image.Image, seed: int = 0, epoch: int = 0, index: int = 0
+    ) -> Tensor:
+        """The pixels of one image, uint8 (image_size, image_size, 3)."""
+        return _whole(self, image, seed, epoch, index)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """See `eval_transform`."""
+
+    image_size: int
+    short_side: int
+    interpolation: str
+
+    finish = None
+
+    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The centre, without a draw; see `Transform.views`."""
+        del indices, seed, epoch
+        resized = self._resized(sizes)
+        offset = _centre(resized, self.image_size)
+        scale = sizes / resized
+        views = np.zeros(len(sizes), VIEW)
+        views["box"] = np.concatenate([offset, offset + self.image_size], axis=1) * np.tile(
+            scale, 2
+        )
+        views["limits"][:, 2:] = sizes
+        views["filter"] = FILTERS.index(self.interpolation)
+        return views
+
+    def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
+        """See `Transform.render`."""
+        resized = self._resized(np.array([image.size]))
+        left, top = _centre(resized, self.image_size)[0].tolist()
+        whole = image.resize(tuple(resized[0].tolist()), RESAMPLING[view["filter"]])
+        box = (left, top, left + self.image_size, top + self.image_size)
+        return np.asarray(whole.crop(box))
+
+    def _resized(self, sizes: np.ndarray) -> np.ndarray:
+        """Sizes with the short side as asked, the long one cut to whole pixels."""
+        return sizes * self.short_side // sizes.min(axis=1, keepdims=True)
+
+    def __call__(self, image: PIL.Image.Image) -> Tensor:
+        """The pixels of one image, uint8 (image_size, image_size, 3)."""
+        return _whole(self, image, 0, 0, 0)
+
+
+def _whole(
+    transform: Transform, image: PIL.Image.Image, seed: int, epoch: int, index: int
+) -> Tensor:
+    view = transform.views(np.array([image.size]), np.array([index]), seed, epoch)[0]
+    pixels = transform.render(image, view)
+    if transform.finish is not None:
+        pixels = transform.finish(pixels, seed, epoch, index)
+    return torch.from_numpy(np.array(pixels))
+
+
+def _centre(sizes: np.ndarray, size: int) -> np.ndarray:
+    """Corner of a central square; halves are rounded to even, as torchvision does."""
+    return np.round((sizes - size) / 2).astype(np.int64)
 
 
 def _check_interpolation(key: str, value: str, choices: Sequence[str]) -> None:
@@ -109,18 +253,48 @@ def _check_interpolation(key: str, value: str, choices: Sequence[str]) -> None:
         raise InputError(f"{key}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-class _HostTransform:
-    """Steps on the image, then one on the pixels; picklable, for loader processes."""
+class _RandAugment:
+    """timm's RandAugment, safe for threads.
 
-    def __init__(
-        self, steps: Sequence[Callable[..., Any]], erase: Callable[..., Tensor] | None = None
-    ) -> None:
-        self.steps, self.erase = steps, erase
+    Its operations draw from the global generators while they compute. Here all is drawn first, with
+    other threads kept away, and then computed beside them.
+    """
 
-    def __call__(self, image: PIL.Image.Image) -> Tensor:
-        for step in self.steps:
+    def __init__(self, policy: "RandAugment") -> None:
+        self.policy = policy
+
+    def __call__(self, pixels: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
+        """Pixels (H, W, 3) uint8 to as many."""
+        with host_draws("augment", seed, epoch, index):
+            chosen = np.random.choice(  # noqa: NPY002
+                self.policy.ops,
+                self.policy.num_layers,
+                replace=self.policy.choice_weights is None,
+                p=self.policy.choice_weights,
+            )
+            steps = [self._drawn(operation) for operation in chosen]
+        image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
+        for step in steps:
             image = step(image)
-        pixels = torch.from_numpy(np.array(image))
-        if self.erase is not None:
-            pixels = self.erase(pixels.permute(2, 0, 1)).permute(1, 2, 0)
-        return pixels
+        return np.asarray(image)
+
+    @staticmethod
+    def _drawn(operation: "AugmentOp") -> Callable[[PIL.Image.Image], PIL.Image.Image]:
+        """One operation with its draws made, in timm's order of drawing."""
+        if operation.prob < 1 and random.random() > operation.prob:
+            return lambda image: image
+        magnitude = operation.magnitude
+        spread: Any = operation.magnitude_std
+        if spread == math.inf:
+            magnitude = random.uniform(0, magnitude)
+        elif spread > 0:
+            magnitude = random.gauss(magnitude, spread)
+        magnitude = max(0.0, min(magnitude, operation.magnitude_max or 10.0))
+        level: tuple[Any, ...] = ()
+        if operation.level_fn is not None:
+            level = operation.level_fn(magnitude, operation.hparams)
+        resample = operation.kwargs["resample"]
+        if isinstance(resample, list | tuple):
+            resample = random.choice(resample)
+        settings = {**operation.kwargs, "resample": resample}
+        return lambda image: operation.aug_fn(image, *level, **settings)

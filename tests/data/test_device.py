@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torchvision.transforms.v2.functional as F
 
-from mobilenext.data import DeviceBatches, Mixing
+from mobilenext.data import Augment, DeviceBatches, Mixing
 from mobilenext.errors import InputError
 
 CPU = torch.device("cpu")
@@ -72,3 +73,101 @@ def test_refuses_an_odd_share() -> None:
     images, labels = batch(3)
     with pytest.raises(InputError, match="even number of images on each process, got 3"):
         Mixing(0.8, 0, 3, seed=0)(images, labels, 0, 0)
+
+
+def pixels_of(size: int = 8) -> torch.Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (size, 12, 10, 3), dtype=torch.uint8, generator=source)
+
+
+def augment(jitter: tuple[float, ...] = (0, 0, 0, 0), erasing: float = 0.0, **more: int) -> Augment:
+    return Augment(jitter, erasing, seed=5, global_batch_size=more.pop("size", 8), **more).at(1, 2)
+
+
+def test_no_augmentation_leaves_pixels_alone() -> None:
+    pixels = pixels_of()
+    assert augment().jittered(pixels) is pixels
+    images = pixels.float()
+    assert augment().erased(images) is images
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_each_kind_of_jitter_is_torchvisions(kind: int) -> None:
+    """One kind at a time, with the factors that were drawn: the same but for rounding to bytes."""
+    strengths = [0.0] * 4
+    strengths[kind] = 0.3
+    made = augment(tuple(strengths))
+    pixels = pixels_of()
+    factors = made._factors(made._draws("jitter", 8, CPU)[:, :4])[:, kind].tolist()
+    apply = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue][kind]
+    jittered = made.jittered(pixels)
+    for image, expected, factor in zip(jittered, pixels, factors, strict=True):
+        reference = apply(expected.permute(2, 0, 1).float() / 255, factor)
+        assert torch.allclose(image.permute(2, 0, 1) / 255, reference, atol=2 / 255)
+    assert min(factors) < (0 if kind == 3 else 1) < max(factors)
+    assert not torch.equal(jittered, pixels.float())
+
+
+def test_jitter_in_an_order_of_its_own_for_each_image() -> None:
+    made = augment((0.4, 0.4, 0.4, 0.1), size=64)
+    order = made._draws("jitter", 8, CPU)[:, 4:].argsort(1)
+    assert len(order.unique(dim=0)) > 15
+    jittered = made.jittered(pixels_of(64))
+    assert jittered.min() >= 0
+    assert jittered.max() <= 255
+
+
+def test_erased_rectangles() -> None:
+    images = torch.ones(64, 20, 30, 3)
+    erased = augment(erasing=0.5, size=64).erased(images)
+    shares = (erased == 0).float().mean((1, 2, 3))
+    assert 20 <= (shares > 0).sum() <= 44
+    hit = shares[shares > 0]
+    assert 0.01 < hit.min() < hit.max() < 0.4
+    for image in erased[shares > 0]:
+        rows, columns = (image[..., 0] == 0).any(1), (image[..., 0] == 0).any(0)
+        assert (image[rows][:, columns] == 0).all()  # one rectangle, all channels
+    assert (augment(erasing=1.0).erased(torch.ones(8, 20, 30, 3)) == 0).any((1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_augmentation_is_the_same_for_any_world_size(world_size: int) -> None:
+    pixels = pixels_of()
+    strengths = (0.4, 0.4, 0.4, 0.2)
+
+    def images(pixels: torch.Tensor, rank: int, world_size: int) -> torch.Tensor:
+        made = augment(strengths, 0.5, rank=rank, world_size=world_size)
+        to_device = DeviceBatches([0.5] * 3, [0.25] * 3, CPU)
+        return to_device(pixels, torch.zeros(len(pixels)), made)[0]
+
+    whole = images(pixels, 0, 1)
+    parts = [images(p, rank, world_size) for rank, p in enumerate(pixels.chunk(world_size))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_augmentation_differs_from_batch_to_batch_and_repeats() -> None:
+    pixels, made = pixels_of(), augment((0.4, 0.4, 0.4, 0))
+    first = made.jittered(pixels)
+    assert torch.equal(first, made.at(1, 2).jittered(pixels))
+    assert not torch.equal(first, made.at(1, 3).jittered(pixels))
+    assert not torch.equal(first, made.at(2, 2).jittered(pixels))
+
+
+def test_ahead_passes_batches_through() -> None:
+    batches = [(pixels_of(), torch.arange(8)) for _ in range(3)]
+    passed = list(DeviceBatches([0.5] * 3, [0.25] * 3, CPU).ahead(batches))
+    assert all(one is other for one, other in zip(batches, passed, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_on_a_side_stream_are_whole() -> None:
+    device = torch.device("cuda")
+    batches = [(pixels_of(64).pin_memory(), torch.arange(64).pin_memory()) for _ in range(20)]
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, device)
+    for (pixels, labels), (copied, copied_labels) in zip(
+        batches, to_device.ahead(batches), strict=True
+    ):
+        assert torch.equal(copied.cpu(), pixels)
+        assert torch.equal(copied_labels.cpu(), labels)

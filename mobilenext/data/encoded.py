@@ -1,0 +1,93 @@
+"""Encoded images and where their bytes lie: what sources hand to decoders, without copying it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import PIL.Image
+
+ITEM = np.dtype(
+    [
+        ("path", np.uint64),  # address of a file's name, ended by a zero byte; 0: `data` is used
+        ("data", np.uint64),  # address of the encoded bytes
+        ("length", np.int64),  # their number; with a path: filled in when it has been read
+        ("segments", np.uint64),  # address of the lengths of restart segments (uint16), or 0
+        ("num_segments", np.uint32),
+        ("checksum", np.uint32),  # CRC-32 of the bytes, as zlib has it
+        ("verify", np.int32),  # 1: compare the checksum
+        ("status", np.int32),  # 0, or what is wrong; see `native.PROBLEMS`
+        ("width", np.int32),  # filled in when the header has been read
+        ("height", np.int32),
+        ("owned", np.uint64),  # memory that `native` has to free
+    ],
+    align=True,
+)
+"""One encoded image for the native decoder; `struct mn_item` of native/mobilenext.h."""
+
+VIEW = np.dtype(
+    [
+        ("box", np.float64, 4),  # x0, y0, x1, y1 in pixels of the image: what is seen
+        ("limits", np.int32, 4),  # left, top, right, bottom: filter taps stay inside
+        ("filter", np.int32),  # an index of FILTERS
+        ("flip", np.int32),  # 1: mirror left and right
+    ],
+    align=True,
+)
+"""What becomes of an image; `struct mn_view` of native/mobilenext.h."""
+
+FILTERS = ("bilinear", "bicubic")
+"""Antialiased, as Pillow does."""
+
+
+@dataclass
+class Located:
+    """Where the bytes of some images are.
+
+    Attributes:
+        items: One `ITEM` each.
+        keep: What must live as long as the items are in use: mappings, buffers, file names.
+    """
+
+    items: np.ndarray
+    keep: list[Any] = field(default_factory=list)
+
+
+@runtime_checkable
+class EncodedImages(Protocol):
+    """A split whose images lie encoded on disk or in memory."""
+
+    labels: np.ndarray
+    """Class indices, int64 or smaller; may be mapped from a file."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
+        """RGB image and class index; raises `InputError` naming an image that can't be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """How messages call the image: a path, or archive and member."""
+        ...
+
+    def read(self, index: int) -> bytes | memoryview:
+        """The encoded bytes of one image; raises `InputError` if they can't be read."""
+        ...
+
+    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
+        """Where the bytes of these images are; what can't be found becomes an item's status."""
+        ...
+
+
+@runtime_checkable
+class HasRestarts(Protocol):
+    """Encoded images that may have an index of restart segments."""
+
+    def segments(self, index: int) -> np.ndarray | None:
+        """Lengths of the entropy-coded segments in bytes, their markers included; None: no index.
+
+        The first begins behind the scan's header; the last one ends with the EOI marker.
+        """
+        ...

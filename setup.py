@@ -1,0 +1,69 @@
+"""Builds the native decoder where a C compiler is; without one the install succeeds all the same.
+
+With libjpeg-turbo's headers (Debian: libjpeg62-turbo-dev) it also decodes progressive and CMYK
+files itself and can write restart-indexed ones.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = ["batch", "baseline", "huffman", "kernels", "kernels_avx2", "restart", "turbo"]
+EXTRA = os.environ.get("MOBILENEXT_NATIVE_CFLAGS", "").split()
+
+
+class BuildNative(build_ext):
+    """Asks the compiler what there is, then builds or leaves out."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build, with libjpeg if it links."""
+        if sys.platform == "win32":
+            logging.warning("mobilenext: the native decoder is not built on Windows")
+            return
+        compiler = [*self.compiler.compiler_so, *EXTRA]
+        if _links_libjpeg(compiler):
+            ext.define_macros.append(("HAVE_LIBJPEG", "1"))
+            ext.libraries.append("jpeg")
+        try:
+            super().build_extension(ext)
+        except Exception as error:  # no compiler, or one that is too old: the wheels serve instead
+            logging.warning("mobilenext: the native decoder was not built (%s)", error)
+
+
+def _links_libjpeg(compiler: list[str]) -> bool:
+    program = (
+        "#include <stdio.h>\n#include <jpeglib.h>\n"
+        "#if !defined(JCS_EXTENSIONS)\n#error not libjpeg-turbo\n#endif\n"
+        "int main(void) { struct jpeg_error_mgr e; return jpeg_std_error(&e) == 0; }\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text(program)
+        command = [*compiler, str(source), "-o", str(Path(folder) / "probe"), "-ljpeg"]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except OSError:
+            return False
+        return done.returncode == 0
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "mobilenext.data._native",
+            sources=[f"native/{name}.c" for name in SOURCES],
+            depends=["native/mobilenext.h", "native/internal.h", "native/kernels.inc"],
+            extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *EXTRA],
+            extra_link_args=["-pthread", *EXTRA],
+            libraries=["m"],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+)
