@@ -376,20 +376,53 @@ def _sized(resizes: bool) -> str:
     return "pixels, for instance 400" if resizes else "null, unless mode is max_side or short_side"
 
 
-JobConfig = TrainConfig | EvaluateConfig | SummaryConfig | PrepareImagenetConfig
+@dataclass
+class LoaderReportConfig(TrainConfig):
+    """Job `loader_report`: what training would do, and how to measure it."""
+
+    seconds: float = 3.0
+    """How long each measurement takes, at least."""
+    sample: int = 200
+    """Training images that are packed in memory, to see what that would bring."""
+    report: str | None = None
+    """JSON file that gets all numbers; null: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.seconds > 0, "seconds", "above 0", self.seconds)
+        _check(self.sample >= 1, "sample", "at least 1", self.sample)
+
+
+JobConfig = (
+    TrainConfig | EvaluateConfig | SummaryConfig | PrepareImagenetConfig | LoaderReportConfig
+)
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainConfig,
     "evaluate_schema": EvaluateConfig,
     "summary_schema": SummaryConfig,
     "prepare_imagenet_schema": PrepareImagenetConfig,
+    "loader_report_schema": LoaderReportConfig,
 }
 
 
 def register() -> None:
     """Tell Hydra the schemas, and OmegaConf how `${number:1/6}` reads."""
     for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=name, node=schema)
+        ConfigStore.instance().store(name=name, node=_schema_node(schema))
     OmegaConf.register_new_resolver("number", parse_number, replace=True)
+
+
+def _schema_node(schema: type) -> DictConfig:
+    """A schema as Hydra merges it.
+
+    One that extends another is merged over the other's composed config (configs/loader_report.yaml)
+    and must not reset what that says: inherited fields come without their defaults.
+    """
+    node = OmegaConf.structured(schema)
+    if dataclasses.is_dataclass(schema.__base__):
+        for item in dataclasses.fields(schema.__base__):
+            node[item.name] = MISSING
+    return node
 
 
 def parse_number(value: Any) -> float:

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext.config import (
     JobConfig,
+    LoaderReportConfig,
     PrepareImagenetConfig,
     RuntimeConfig,
     SummaryConfig,
@@ -119,7 +120,7 @@ def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
 
 
 def _folder(config: JobConfig) -> RunFolder:
-    if isinstance(config, SummaryConfig | PrepareImagenetConfig):
+    if isinstance(config, SummaryConfig | PrepareImagenetConfig | LoaderReportConfig):
         return RunFolder(Path())  # has no run
     return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "mobilenext"
 ROOMS = {"models", "data", "optim", "runtime", "tables"}
 LEAVES = {"errors", "seeding"}
-JOBS = {"train", "evaluate", "summary", "prepare_imagenet"}
+JOBS = {"train", "evaluate", "summary", "prepare_imagenet", "loader_report"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
