@@ -253,7 +253,10 @@ class PillowDecoder(_ByImage):
 
 
 class SimplejpegDecoder(_ByImage):
-    """simplejpeg decodes, OpenCV resizes, by areas where it shrinks: it knows no antialiasing."""
+    """simplejpeg decodes; OpenCV resizes, by areas where it shrinks: it knows no antialiasing.
+
+    Views of evaluation are resized by torch, which does as Pillow does.
+    """
 
     def __init__(self, threads: int) -> None:
         import cv2  # pyright: ignore[reportMissingImports]
@@ -271,6 +274,9 @@ class SimplejpegDecoder(_ByImage):
             image = self.simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             return None
+        if (view["box"] != view["limits"]).any():
+            # Evaluation: accuracies are to be those of Pillow's resizing.
+            return _resized(torch.from_numpy(image).permute(2, 0, 1), view, corner, size)
         cut = _cut(view, corner, image.shape[:2], size)
         part = image[cut.rows, cut.columns]
         width, height = cut.resized
