@@ -391,3 +391,18 @@ def test_one_root_for_folders_packs_and_shards(photo_folder: Path, tmp_path: Pat
     images = image_folder(str(smaller), reencoded=True)
     assert images.train[0][0].size == (80, 64)
     assert images.val[0][0].size == (200, 160)
+
+
+def test_two_processes_train_on_a_pack(photo_folder: Path, tmp_path: Path, run: Run) -> None:
+    """Each image of the validation split is counted once, and the result says what decoded it."""
+    pack = tmp_path / "pack"
+    prepare(photo_folder, pack)
+    run(
+        "train.py", "data=imagefolder", f"data.root={pack}", "data.image_size=32", "width=0.35",
+        "data.global_batch_size=8", "epochs=1", "schedule=constant", "strides=[1,2,2,2,2]",
+        "data.workers=1", processes=2,
+    )  # fmt: skip
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/result.json"))
+    assert (result["count"], result["unreadable"]) == (10, 0)
+    assert result["hardware"]["processes"] == 2
+    assert result["decoder"] == native.description()

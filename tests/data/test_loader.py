@@ -1,5 +1,8 @@
+import time
+from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -14,6 +17,7 @@ from mobilenext.data import (
     train_loader,
     train_transform,
 )
+from mobilenext.data import loader as loading
 from mobilenext.data.loader import Loader, epoch_order
 from mobilenext.data.sources import Images
 from mobilenext.errors import InputError
@@ -211,3 +215,55 @@ def test_synthetic_training_repeats_one_batch() -> None:
     assert len(epoch) == len(batches) == 8
     assert all(pixels is epoch[0][0] for pixels, _ in epoch)
     assert epoch[0][1].tolist() == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("decoder", ["auto", "torchvision", "pillow"])
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+def test_same_pixels_from_files_for_any_number_of_threads(photo_folder: Path, decoder: str) -> None:
+    images = image_folder(str(photo_folder)).train
+
+    def batches(workers: int) -> list[tuple[Tensor, Tensor]]:
+        made = train_loader(
+            images, train_transform(24, **AUGMENT), seed=3, global_batch_size=8, workers=workers,
+            decoder=decoder,
+        )  # fmt: skip
+        taken = [*made.epoch(0), *made.epoch(1)]
+        made.close()
+        return taken
+
+    alone = batches(0)
+    assert len(alone) == 6
+    assert_same(alone, batches(1))
+    assert_same(alone, batches(3))
+
+
+def test_what_is_prefetched_is_what_is_asked_for() -> None:
+    batches = loader(workers=1)
+    batches.prefetch(4, 2)
+    batches.prefetch(5)  # another wish: the first one is given up
+    batches.prefetch(5)
+    assert_same(take(batches, 5, 3), take(loader(), 5, 3))
+    batches.prefetch(6)
+    assert_same(take(batches, 3, 2, first_batch=4), take(loader(), 3, 2, first_batch=4))
+    batches.close()
+
+
+def test_only_a_few_batches_are_made_ahead() -> None:
+    batches = loader(workers=2)
+    assert isinstance(batches, loading._ImageLoader)
+    made = []
+    make = batches.maker.__call__
+
+    def counted(epoch: int, indices: np.ndarray, pin_memory: bool) -> loading._Made:
+        made.append(epoch)
+        return make(epoch, indices, pin_memory)
+
+    batches.maker = counted  # pyright: ignore[reportAttributeAccessIssue]
+    epoch = batches.epoch(0)
+    assert isinstance(epoch, Generator)
+    next(epoch)
+    time.sleep(0.5)
+    assert len(made) == batches.ahead + 1
+    epoch.close()
+    batches.maker = make.__self__  # pyright: ignore[reportAttributeAccessIssue]
+    batches.close()
