@@ -61,7 +61,8 @@ from pathlib import Path
 from mobilenext.runtime.run_folder import RunFolder
 with RunFolder(Path({str(path)!r})).locked():
     child = os.fork()
-    print(child, flush=True)
+    if child:
+        print(child, flush=True)
     time.sleep(60)
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
