@@ -59,7 +59,15 @@ setup(
             "mobilenext.data._native",
             sources=[f"native/{name}.c" for name in SOURCES],
             depends=["native/mobilenext.h", "native/internal.h", "native/kernels.inc"],
-            extra_compile_args=["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", *EXTRA],
+            # Contracted multiply-adds would round differently on processors that have them.
+            extra_compile_args=[
+                "-std=gnu11",
+                "-O3",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                "-pthread",
+                *EXTRA,
+            ],
             extra_link_args=["-pthread", *EXTRA],
             libraries=["m"],
             optional=True,

@@ -25,6 +25,7 @@ from mobilenext.data import (
     Loader,
     Mixing,
     check_bad_share,
+    labels_checksum,
     train_loader,
     train_transform,
 )
@@ -112,6 +113,7 @@ def train(  # noqa: C901 - one linear story
     model = {**to_plain(config.model), "num_classes": len(images.classes)}
     described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
     described["train_images"] = len(images.train)
+    described["train_labels_crc32"] = labels_checksum(images.train)
     state = TrainState(
         described, network, ema, optimizer, precision.scaler, meter, config.batch_norm
     )

@@ -10,7 +10,7 @@ from mobilenext.data.datasets import (
 )
 from mobilenext.data.device import Augment, DeviceBatches, Mixing
 from mobilenext.data.loader import Loader, check_bad_share, eval_loader, train_loader
-from mobilenext.data.sources import ImageData
+from mobilenext.data.sources import ImageData, labels_checksum
 from mobilenext.data.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "image_folder",
     "imagenet",
     "imagenette",
+    "labels_checksum",
     "synthetic",
     "train_loader",
     "train_transform",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from mobilenext.data import native
 from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.pack import MappedImages, Names, write_whole
 from mobilenext.data.sources import EXTENSIONS, ImageData, decode_bytes
@@ -98,7 +99,7 @@ def _members(descriptor: int, path: Path, at: int, end: int) -> Iterator[Member]
         length = header.size if size is None else size
         data = at + BLOCK
         at = data + -(-length // BLOCK) * BLOCK
-        if data + length > end:
+        if length < 0 or data + length > end:
             raise InputError(
                 f"{path}: expected {length} bytes of {header.name}, found the end of the archive: "
                 "it was cut short; fetch it again"
@@ -107,7 +108,7 @@ def _members(descriptor: int, path: Path, at: int, end: int) -> Iterator[Member]
             content = os.pread(descriptor, length, data)
             name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
         elif header.type == tarfile.XHDTYPE:
-            told = _pax(os.pread(descriptor, length, data))
+            told = _pax(os.pread(descriptor, length, data), f"{path}, byte {data}")
             name = told.get("path", name)
             size = int(told["size"]) if "size" in told else None
         elif header.type not in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK):
@@ -116,13 +117,16 @@ def _members(descriptor: int, path: Path, at: int, end: int) -> Iterator[Member]
             name, size = None, None
 
 
-def _pax(content: bytes) -> dict[str, str]:
+def _pax(content: bytes, place: str) -> dict[str, str]:
     """Records of a pax header, each a length, a space, key=value and a newline."""
     found = {}
     while content[:1].isdigit():
-        length = int(content.split(b" ", 1)[0])
+        number = content.split(b" ", 1)[0]
+        length = int(number) if number.isdigit() else 0
         key, _, value = content[:length].partition(b" ")[2].partition(b"=")
-        found[key.decode()] = value.rstrip(b"\n").decode("utf-8", "surrogateescape")
+        if not 0 < length <= len(content) or (key == b"size" and not value.strip().isdigit()):
+            raise InputError(f"{place}: expected pax records, found others; fetch it again")
+        found[key.decode(errors="replace")] = value.rstrip(b"\n").decode("utf-8", "surrogateescape")
         content = content[length:]
     return found
 
@@ -577,15 +581,21 @@ class ParquetImages:
         return memoryview(value)
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Addresses of the encoded bytes of images; keeps their row groups."""
+        """Addresses of copies of the encoded bytes of images."""
         items = np.zeros(len(indices), ITEM)
         keep = []
         for place, index in enumerate(indices):
             group, row = self._place(int(index))
-            value = self._group(group)[row].as_buffer()
+            try:
+                value = self._group(group)[row].as_buffer()
+            except InputError:
+                items["status"][place] = native.UNREADABLE
+                continue
             if value is not None:  # else the length is 0, and the status will be "empty"
-                keep.append(value)
-                items["data"][place], items["length"][place] = value.address, len(value)
+                # A copy: the buffer would keep all of its row group.
+                one = np.frombuffer(value, np.uint8).copy()
+                keep.append(one)
+                items["data"][place], items["length"][place] = one.ctypes.data, len(one)
         return Located(items, keep)
 
     def _place(self, index: int) -> tuple[int, int]:

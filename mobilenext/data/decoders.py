@@ -12,8 +12,10 @@ The mean differences are those of bilinear training crops of ImageNet photograph
 """
 
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -25,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilenext.data import native
-from mobilenext.data.encoded import FILTERS, EncodedImages, HasRestarts
+from mobilenext.data.encoded import FILTERS, EncodedImages, HasChecksums, HasRestarts
 from mobilenext.data.restart import stitch
-from mobilenext.data.sources import ArrayImages, Images
+from mobilenext.data.sources import ArrayImages, Images, SyntheticImages
 from mobilenext.data.transforms import Transform
 from mobilenext.errors import InputError
 
@@ -37,6 +39,8 @@ MOST_PIXELS = 178_956_970
 """Beyond, an image is a decompression bomb; Pillow's own limit for an error."""
 
 Bytes = bytes | memoryview
+
+_OTHER_SOURCES = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,11 @@ def open_decoder(name: str, threads: int, device: torch.device | None = None) ->
     wheels = all(importlib.util.find_spec(package) for package in ("simplejpeg", "cv2"))
     if name == "auto":
         name = "native" if native.library() else "simplejpeg" if wheels else "torchvision"
+        if name == "simplejpeg":
+            try:
+                return SimplejpegDecoder(threads)
+            except ImportError:  # OpenCV without the system's libraries, for instance
+                name = "torchvision"
     if name == "native" and native.library() is None:
         raise InputError(
             "data.decoder=native: the native decoder was not built; install a C compiler (and "
@@ -157,17 +166,18 @@ class NativeDecoder:
         images, positions = order.images, np.arange(len(order.chosen))
         render = partial(self._render, order.transform.image_size)
         if isinstance(images, ArrayImages):
-            located = images.locate_pixels(order.chosen)
-            fill = self.pool.resize
+            located, fill = images.locate_pixels(order.chosen), self.pool.resize
         elif isinstance(images, EncodedImages):
-            located = images.locate(order.chosen)
-            fill = self.pool.decode
-            self.pool.load(located.items, MOST_PIXELS)
+            located, fill = images.locate(order.chosen), self.pool.decode
         else:
             return _by_pillow(order, positions, render)
         items = located.items
-        order.labels.copy_(torch.from_numpy(images.labels[order.chosen].astype(np.int64)))
         try:
+            if isinstance(images, EncodedImages):
+                self.pool.load(items, MOST_PIXELS)
+            if isinstance(images, HasChecksums):
+                images.found_whole(order.chosen[items["status"] != native.CHECKSUM])
+            order.labels.copy_(torch.from_numpy(images.labels[order.chosen].astype(np.int64)))
             good = items["status"] == native.OK
             sizes = np.stack([items["width"], items["height"]], axis=1).astype(np.int64)
             views = order.views(np.where(good[:, None], sizes, 1), positions)
@@ -204,7 +214,6 @@ class _ByImage:
         """See `Decoder`."""
         positions = np.arange(len(order.chosen))
         if not isinstance(order.images, EncodedImages):
-            # Sources from elsewhere: nothing says that several threads may use them.
             return _by_pillow(order, positions, order.transform.render)
         problems: Problems = {}
         parts = np.array_split(positions, self.threads)
@@ -382,10 +391,14 @@ def _host_batch(count: int, size: int, pin_memory: bool) -> Tensor:
 
 def _by_pillow(order: Order, positions: np.ndarray, render: Render) -> Problems:
     """Fill these positions with what Pillow decodes."""
+    # Of sources from elsewhere nothing says that several threads may use them.
+    ours = isinstance(order.images, EncodedImages | ArrayImages | SyntheticImages)
+    one_at_a_time = nullcontext() if ours else _OTHER_SOURCES
     problems = {}
     for position in positions.tolist():
         try:
-            image, label = order.images[int(order.chosen[position])]
+            with one_at_a_time:
+                image, label = order.images[int(order.chosen[position])]
         except InputError as error:
             problems[position] = str(error)
             continue
@@ -447,20 +460,13 @@ def _stitched(
 ) -> tuple[Bytes, np.void, tuple[int, int]]:
     """A smaller JPEG that has what is seen, where restart markers allow it; view; its corner."""
     segments = images.segments(index) if isinstance(images, HasRestarts) else None
-    if segments is None:
+    limits = view["limits"].tolist()
+    if segments is None or limits != view["box"].tolist():
+        # Views of evaluation lie on the grid of the whole resized image: a part would shift it.
         return data, view, (0, 0)
-    left, top, right, bottom = view["limits"].tolist()
-    x0, y0, x1, y1 = view["box"].tolist()
-    # Filters may look beyond the box, if the limits let them.
-    x, y = 4 + (x1 - x0) / 16, 4 + (y1 - y0) / 16
-    seen = (
-        max(left, int(x0 - x)),
-        max(top, int(y0 - y)),
-        min(right, int(x1 + x + 1)),
-        min(bottom, int(y1 + y + 1)),
-    )
-    stitched, left, top = stitch(data, segments, seen)
-    return stitched, view, (left, top)
+    left, top, right, bottom = limits
+    stitched, x, y = stitch(data, segments, (left, top, right, bottom))
+    return stitched, view, (x, y)
 
 
 @dataclass(frozen=True)
@@ -488,8 +494,7 @@ def _cut(view: np.void, corner: tuple[int, int], shape: Sequence[int], size: int
     if (x0, y0, x1, y1) == (left, top, right, bottom):
         rows = slice(top - corner[1], bottom - corner[1])
         return _Cut(rows, slice(left - corner[0], right - corner[0]), (size, size))
-    # All of the part is resized and the view cut out, as evaluation does with whole images; if it
-    # is not the whole image, its grid is off by half a pixel at most.
+    # The whole image is resized and the view cut out, as evaluation does.
     x_scale, y_scale = size / (x1 - x0), size / (y1 - y0)
     width, height = max(size, round(shape[1] * x_scale)), max(size, round(shape[0] * y_scale))
     x, y = round((x0 - corner[0]) * x_scale), round((y0 - corner[1]) * y_scale)

@@ -31,6 +31,7 @@ class DeviceBatches:
         self.scale = torch.tensor([1 / (255 * value) for value in std], device=device)
         self.device = device
         self.channels_last = channels_last
+        self.side: torch.cuda.Stream | None = None
 
     def __call__(
         self, pixels: Tensor, labels: Tensor, augment: "Augment | None" = None
@@ -44,7 +45,10 @@ class DeviceBatches:
         """
         pixels = pixels.to(self.device, non_blocking=True)
         colours: Tensor = pixels if augment is None else augment.jittered(pixels)
-        images = colours.sub(self.shift).mul_(self.scale)
+        # By rows of all three colours: short inner loops are slow on CPUs.
+        rows, width = colours.flatten(2).float(), colours.shape[2]
+        images = rows.sub(self.shift.repeat(width)).mul_(self.scale.repeat(width))
+        images = images.unflatten(2, (width, 3))
         if augment is not None:
             images = augment.erased(images)
         images = images.permute(0, 3, 1, 2)
@@ -60,7 +64,9 @@ class DeviceBatches:
         if self.device.type != "cuda":
             yield from batches
             return
-        side = torch.cuda.Stream(self.device)
+        if self.side is None:  # one for good: memory is kept for the stream that it was used on
+            self.side = torch.cuda.Stream(self.device)
+        side = self.side
         waiting: tuple[Tensor, Tensor] | None = None
         for batch in batches:
             with torch.cuda.stream(side):
@@ -120,16 +126,16 @@ class Augment:
         draws = self._draws("jitter", 8, pixels.device)
         factors, order = self._factors(draws[:, :4]), draws[:, 4:][:, active].argsort(1)
         kinds = torch.tensor(active, device=pixels.device)[order]
-        colours = pixels.float()
+        colours = pixels.permute(0, 3, 1, 2).float().contiguous()
         for place in range(len(active)):
             kind = kinds[:, place]
             factor = factors.gather(1, kind[:, None])[:, :, None, None]
-            blended = _blended(colours, factor, kind[:, None, None, None])
+            kind = kind[:, None, None, None]
+            blended = _blended(colours, factor, kind)
             if active[-1] == 3:
-                turned = _turned(colours, factor[..., 0])
-                blended = torch.where((kind == 3)[:, None, None, None], turned, blended)
+                blended = torch.where(kind == 3, _turned(colours, factor[:, 0]), blended)
             colours = blended
-        return colours
+        return colours.permute(0, 2, 3, 1).contiguous()
 
     def erased(self, images: Tensor) -> Tensor:
         """Normalised images (N, H, W, 3); 0 is their mean colour."""
@@ -172,18 +178,27 @@ class Augment:
 
 
 def _blended(colours: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """Mixed with black (brightness, 0), the mean grey (contrast, 1) or the grey (saturation, 2)."""
-    red, green, blue = colours.split(1, dim=3)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601, as Pillow and torchvision
-    mean = grey.mean((1, 2), keepdim=True)
+    """Mixed with black (brightness, 0), the mean grey (contrast, 1) or the grey (saturation, 2).
+
+    Args:
+        colours: (N, 3, H, W) in [0, 255].
+        factor: Share of the image itself, (N, 1, 1, 1).
+        kind: Which of the three, (N, 1, 1, 1).
+    """
+    red, green, blue = colours.unbind(1)
+    # ITU-R BT.601, as Pillow and torchvision have it.
+    grey = (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
+    # In float64 sums don't depend on how they are divided among threads.
+    exact = torch.float32 if colours.device.type == "mps" else torch.float64
+    mean = grey.mean((2, 3), keepdim=True, dtype=exact).float()
     other = torch.where(kind == 2, grey, mean * (kind == 1))
-    return torch.addcmul(other, colours - other, factor).clamp_(0, 255)
+    return torch.lerp(other, colours, factor).clamp_(0, 255)
 
 
 def _turned(colours: Tensor, shift: Tensor) -> Tensor:
-    """Colours (N, H, W, 3) with the hue shifted by a share of the circle, (N, 1, 1)."""
-    red, green, blue = colours.unbind(3)
-    value, low = colours.amax(3), colours.amin(3)
+    """Colours (N, 3, H, W) with the hue shifted by a share of the circle, (N, 1, 1)."""
+    red, green, blue = colours.unbind(1)
+    value, low = colours.amax(1), colours.amin(1)
     spread = value - low
     safe = spread.clamp_min(1e-6)
     hue = torch.where(
@@ -196,7 +211,7 @@ def _turned(colours: Tensor, shift: Tensor) -> Tensor:
     for offset in (5, 3, 1):  # of red, green and blue on the circle
         place = (offset + 6 * hue) % 6
         channels.append(value - spread * torch.minimum(place, 4 - place).clamp(0, 1))
-    return torch.stack(channels, 3)
+    return torch.stack(channels, 1)
 
 
 class Mixing:

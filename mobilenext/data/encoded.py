@@ -82,6 +82,15 @@ class EncodedImages(Protocol):
 
 
 @runtime_checkable
+class HasChecksums(Protocol):
+    """Encoded images whose bytes are verified when they are used for the first time."""
+
+    def found_whole(self, indices: np.ndarray) -> None:
+        """Take note that native code has compared the checksums of these images."""
+        ...
+
+
+@runtime_checkable
 class HasRestarts(Protocol):
     """Encoded images that may have an index of restart segments."""
 

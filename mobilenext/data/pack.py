@@ -8,6 +8,7 @@ which they came from, so a pack and its folder give the same batches.
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,8 +50,8 @@ INDEX = np.dtype(
 """One image of a pack."""
 
 
-HANDED_OUT, WHOLE = np.uint8(1), np.uint8(2)
-"""Of an image's bytes: native code has them, which compares checksums itself; found whole here."""
+NATIVELY, WHOLE = np.uint8(1), np.uint8(2)
+"""Who has compared the checksums of an image: native code (not that of the segments), or `read`."""
 
 
 class Names:
@@ -175,7 +176,7 @@ class PackImages(MappedImages):
             index["label"],
             Names(text, ends),
         )
-        self._checked = np.zeros(len(index), np.uint8)
+        self._checked, self._lock = np.zeros(len(index), np.uint8), threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackImages, (self.root, self.split)
@@ -215,16 +216,17 @@ class PackImages(MappedImages):
             return data
         if zlib.crc32(data) != row["checksum"]:
             # Whoever decodes it next is to be told as well.
-            self._checked[index] = 0
+            with self._lock:
+                self._checked[index] = 0
             raise InputError(self._corrupt(index, start, end))
-        self._checked[index] |= WHOLE
+        with self._lock:
+            self._checked[index] |= WHOLE
         return data
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Addresses of the encoded bytes of images and of their segment tables.
 
-        `verify` is set for those that this process has not located before. If one of them turns out
-        to be corrupt, ask `read` what to say; it will then be verified again.
+        `verify` is set for those that have not been found whole in this process.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         rows = self.index[chosen]
@@ -237,14 +239,17 @@ class PackImages(MappedImages):
         items["checksum"] = rows["checksum"]
         fresh = self._checked[chosen] == 0
         items["verify"] = fresh
-        self._checked[chosen] |= HANDED_OUT
         for place in np.flatnonzero(fresh & (rows["segments"] > 0)):
             try:
                 self.segments(int(chosen[place]))
             except InputError:
                 items["status"][place] = native.CHECKSUM
-                self._checked[chosen[place]] = 0
         return Located(items, [self.maps])
+
+    def found_whole(self, indices: np.ndarray) -> None:
+        """Take note that native code has compared the checksums of these images."""
+        with self._lock:
+            self._checked[indices] |= NATIVELY
 
     def problem(self, index: int) -> str | None:
         """What is wrong with the stored bytes of an image; None: they are what was written."""
@@ -262,7 +267,12 @@ class PackImages(MappedImages):
             rows = self.index[start : start + (1 << 16)]
             ends = rows["offset"] + 2 * rows["segments"].astype(np.uint64) + rows["length"]
             shards = np.minimum(rows["shard"], len(sizes))
-            wrong = (ends > bytes_of[shards]) | (rows["offset"] % ALIGNMENT != 0)
+            # Sums may wrap, so the beginning is looked at as well.
+            wrong = (
+                (ends > bytes_of[shards])
+                | (rows["offset"] > bytes_of[shards])
+                | (rows["offset"] % ALIGNMENT != 0)
+            )
             if wrong.any():
                 raise InputError(
                     f"{self.root}: expected images inside of the shards of {self.split}, got an "

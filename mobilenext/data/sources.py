@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,18 @@ class ImageData:
     train: Images
     val: Images
     classes: tuple[str, ...]
+
+
+def labels_checksum(images: Images) -> int | None:
+    """CRC-32 of all labels in their order; tells splits apart that have another order.
+
+    Args:
+        images: A split; None is returned for one that does not have its labels at hand.
+    """
+    labels = getattr(images, "labels", None)
+    if labels is None:
+        return None
+    return zlib.crc32(np.ascontiguousarray(labels, dtype="<i8").tobytes())
 
 
 class ArrayImages:

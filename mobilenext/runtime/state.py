@@ -145,8 +145,8 @@ class TrainState:
 
 
 def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:
-    for part in ("model", "classes", "train_images"):
-        expected, found = described[part], plain[part]
+    for part in ("model", "classes", "train_images", "train_labels_crc32"):
+        expected, found = described[part], plain.get(part, described[part])
         if found == expected:
             continue
         if part == "model":

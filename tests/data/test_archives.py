@@ -15,6 +15,7 @@ import pytest
 
 from mobilenext.data import image_folder
 from mobilenext.data.archives import (
+    _pax,
     has_parquet,
     has_tars,
     has_webdataset,
@@ -330,3 +331,10 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         parquet(tmp_path)
     with pytest.raises(InputError, match=r"expected train-\*.parquet there or in data/"):
         parquet(tmp_path / "..")
+
+
+@pytest.mark.parametrize("records", [b"0 path=x\n", b"99 path=x\n", b"9x a=b\n", b"11 size=-5\n"])
+def test_damaged_pax_records_are_named(records: bytes) -> None:
+    with pytest.raises(InputError, match=r"x\.tar, byte 512: expected pax records"):
+        _pax(records, "x.tar, byte 512")
+    assert _pax(b"9 path=x\n11 size=12\n", "") == {"path": "x", "size": "12"}

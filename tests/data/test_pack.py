@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mobilenext.data import image_folder, native
+from mobilenext.data import image_folder, native, train_loader, train_transform
 from mobilenext.data.encoded import Located
 from mobilenext.data.pack import (
     ALIGNMENT,
@@ -120,6 +120,8 @@ def test_each_image_is_verified_once(pack: Path) -> None:
     items = images.locate([3, 5]).items
     assert items["verify"].tolist() == [1, 1]
     assert items["checksum"][0] == zlib.crc32(images.read(3))
+    assert images.locate([5, 6]).items["verify"].tolist() == [1, 1]  # not compared yet
+    images.found_whole(np.array([3, 5]))
     assert images.locate([5, 6]).items["verify"].tolist() == [0, 1]
 
 
@@ -339,3 +341,16 @@ def test_names_of_any_kind() -> None:
     with pytest.raises(IndexError):
         names[4]
     assert len(Names.of([])) == 0
+
+
+@pytest.mark.skipif(native.library() is None, reason="the native decoder was not built")
+def test_decoding_verifies_each_image_once(pack: Path) -> None:
+    images = open_pack(pack).train
+    assert isinstance(images, PackImages)
+    batches = train_loader(
+        images, train_transform(16), seed=0, global_batch_size=8, decoder="native"
+    )
+    list(batches.epoch(0))
+    batches.close()
+    seen = 8 * len(batches)
+    assert images.locate(np.arange(len(images))).items["verify"].sum() == len(images) - seen
