@@ -193,8 +193,9 @@ def train(  # noqa: C901 - one linear story
                 save()
 
         # ---- result ----
-        sessions = process.on_main(folder.sessions_begun)
-        result = _result(config, state, complexity, precision, batches.decoder, sessions)
+        result = process.on_main(
+            lambda: _result(config, state, complexity, precision, batches.decoder, folder)
+        )
         result |= source | {"config": to_plain(config)}
         process.on_main(lambda: _finish(state, folder, result))
     say(_last_line(result, config, state, folder), process)
@@ -448,7 +449,7 @@ def _result(
     complexity: Complexity,
     precision: Precision,
     decoder: str,
-    sessions: int,
+    folder: RunFolder,
 ) -> dict[str, Any]:
     """What result.json says of the run itself."""
     clock = state.meter.clock
@@ -471,10 +472,11 @@ def _result(
         "images_per_second": clock.images_per_second,
         "data_wait_share": clock.data_wait_share,
         "wall_seconds": clock.wall_seconds,
-        "sessions": sessions,
+        "sessions": folder.sessions_begun(),
         "seed": config.seed,
         "precision": precision.name,
         "decoder": decoder,
+        "history": folder.history(),
     }
 
 

@@ -112,7 +112,7 @@ def test_the_recipe_follows_the_data() -> None:
 def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
     for experiment in choices("experiment"):
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
-        assert config.data.name == "imagenet"
+        assert config.data.name == experiment.partition("_")[0].replace("mobilenext", "imagenet")
         assert config.model.network["width_mult"] == width
         assert config.name == f"{experiment}-{model}-{width}"
 

@@ -120,6 +120,7 @@ class Monitor:
         if self.board is None:
             return
         means = interval.means()
+        self.folder.append_metrics({"kind": "epoch", "epoch": epoch + 1, "step": step, **means})
         for kind, values in scores.items():
             self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **values})
             self._scalars(kind, values, step)

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, and what it takes to be finished.
 
 config.yaml         the resolved config
-metrics.jsonl       a line for each logging interval and each evaluation
+metrics.jsonl       a line for each logging interval, each epoch of training and each evaluation
 sessions.jsonl      a line for each start and each end of a session, with the reason of the end
 last.pt, last-1.pt  the newest checkpoint and the one before it (see `checkpoint`)
 best.pt             the checkpoint of the best epoch
@@ -134,6 +134,25 @@ class RunFolder:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
         self._append(self.metrics, row)
+
+    def history(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says of whole epochs, in order.
+
+        Returns:
+            For each epoch `epoch` (from 1), `step`, `lr`, and by kind (train, val, ema) a dict of
+            loss, top1 and, evaluated, top5; accuracies in per cent.
+        """
+        epochs: dict[int, dict[str, Any]] = {}
+        for line in self.metrics.read_text().splitlines():
+            row = json.loads(line)
+            entry = epochs.setdefault(row["epoch"], {"epoch": row["epoch"]})
+            if row["kind"] == "train":
+                entry["lr"] = row["lr"]  # the last one stays
+                continue
+            kind = "train" if row["kind"] == "epoch" else row["kind"]
+            entry["step"] = row["step"]
+            entry[kind] = {key: row[key] for key in ("loss", "top1", "top5") if key in row}
+        return [epochs[number] for number in sorted(epochs)]
 
     def append_session(self, row: dict[str, Any]) -> None:
         """Add a line to sessions.jsonl, with the time."""

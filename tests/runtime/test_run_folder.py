@@ -53,6 +53,26 @@ def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [10, 20, 20]
 
 
+def test_history_tells_of_whole_epochs(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for row in (
+        {"kind": "train", "step": 5, "epoch": 1, "lr": 0.1, "loss": 9.0, "top1": 1.0},
+        {"kind": "train", "step": 8, "epoch": 1, "lr": 0.2, "loss": 7.0, "top1": 2.0},
+        {"kind": "epoch", "step": 8, "epoch": 1, "loss": 8.0, "top1": 1.5, "images_per_second": 1},
+        {"kind": "val", "step": 8, "epoch": 1, "loss": 6.0, "top1": 3.0, "top5": 4.0, "count": 9},
+    ):
+        folder.append_metrics(row)
+    assert folder.history() == [
+        {
+            "epoch": 1,
+            "step": 8,
+            "lr": 0.2,
+            "train": {"loss": 8.0, "top1": 1.5},
+            "val": {"loss": 6.0, "top1": 3.0, "top5": 4.0},
+        }
+    ]
+
+
 def hold(path: Path) -> subprocess.Popen[str]:
     """Another process that holds a folder's lock, and has a child as loaders have."""
     code = f"""
