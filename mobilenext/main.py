@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -28,10 +29,23 @@ from mobilenext.config import (
 )
 from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.runtime.backend import configure_torch
-from mobilenext.runtime.distributed import Process, launched_by_torchrun, process_group
+from mobilenext.runtime.distributed import (
+    Process,
+    choose_device,
+    launched_by_torchrun,
+    process_group,
+)
 from mobilenext.runtime.precision import resolve_precision
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.signals import StopSignals
+from mobilenext.runtime.submitit_tasks import (
+    Requeued,
+    in_submitit_task,
+    join_submitit_tasks,
+    make_importable,
+    requeued_if_preempted,
+)
+from mobilenext.runtime.sweep import Sweep
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
@@ -55,9 +69,11 @@ def launch(job: Job, config_name: str) -> None:
     """
     obstacle = _obstacle()
     if obstacle is not None:
-        _show(InputError(obstacle))
+        show(obstacle)
         raise SystemExit(1)
     register()
+    make_importable(CONFIG_DIR.parent)
+    script = sys.argv[0]
     failed_jobs = 0
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
@@ -65,20 +81,20 @@ def launch(job: Job, config_name: str) -> None:
     def main(composed: DictConfig) -> dict[str, Any] | None:
         nonlocal failed_jobs
         try:
-            result = _run(job, composed)
+            result = _run(job, script, composed)
             _heed_late_signal()
             return result
         except UserError as error:
             # The process group, if any, still stands (see `process_group`): the message of this
             # rank comes before those of others that lost it.
-            _show(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            show(error)
+            if _sweeps_here():
                 failed_jobs += 1  # the other jobs of the sweep go on
                 return None
-            raise SystemExit(1) from None
+            raise _ending(error) from None
         except Preempted as end:
             _say_preempted(*end.args)
-            raise SystemExit(EXIT_PREEMPTED) from None
+            raise _ending(end) from None
         except KeyboardInterrupt:
             sys.stderr.write("\ninterrupted\n")
             raise SystemExit(130) from None
@@ -91,32 +107,65 @@ def launch(job: Job, config_name: str) -> None:
         if hint:
             sys.stderr.write(f"hint: {hint}\n")
         raise
+    failed_jobs += len(Sweep.failures)
     if failed_jobs:
         sys.stderr.write(f"{failed_jobs} of the sweep's jobs failed: see the errors above\n")
         raise SystemExit(1)
 
 
-def _obstacle() -> str | None:
+def _obstacle() -> InputError | None:
     """Why the command can't be run at all, if so."""
     if not CONFIG_DIR.is_dir():
-        return f"found no configs in {CONFIG_DIR}: run from a checkout of the project"
-    if launched_by_torchrun() and {"-m", "--multirun"} & set(sys.argv[1:]):
-        return (
-            "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
-            "of the first. Run the sweep without torchrun, one job after the other: "
-            f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}"
-        )
+        return InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project")
+    try:
+        if {"-m", "--multirun"} & set(sys.argv[1:]):
+            refuse_sweep_under_torchrun()
+    except InputError as error:
+        return error
     return None
 
 
-def _run(job: Job, composed: DictConfig) -> dict[str, Any]:
+def refuse_sweep_under_torchrun() -> None:
+    """Raise `InputError` if torchrun started this process, which wants to start others."""
+    if launched_by_torchrun() and "SUBMITIT_EXECUTOR" not in os.environ:
+        given = [text for text in sys.argv[1:] if text not in ("-m", "--multirun")]
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        raise InputError(
+            "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
+            "of the first. Start the sweep without torchrun, it starts torchrun for each job: "
+            f"python {Path(sys.argv[0]).name} -m hydra/launcher=torchrun "
+            f"hydra.launcher.processes={processes} {shlex.join(given)}"
+        )
+
+
+def planned(composed: DictConfig) -> tuple[JobConfig, RunFolder | None]:
+    """The config of a job that other processes will run here, and its run's folder, if any.
+
+    Raises:
+        InputError: A value is missing, of a wrong type or out of range, or there is no such device.
+    """
+    config = typed(composed)
+    runtime = getattr(config, "runtime", None)
+    if runtime is not None:
+        device = choose_device(runtime.device, local_rank=0)
+        runtime.precision = resolve_precision(runtime.precision, device)
+    folder = _folder(config)
+    return config, None if folder.path == Path() else folder
+
+
+def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
     config = typed(composed)
     runtime = getattr(config, "runtime", None) or RuntimeConfig(device="cpu")
     configure_torch(runtime.threads, runtime.deterministic)
+    if in_submitit_task():
+        join_submitit_tasks()
+        # What a result says of its command should be of use to whoever reads it.
+        sys.argv = [script, *HydraConfig.get().overrides.task]
     with process_group(runtime.device, runtime.timeout_minutes) as process:
         # Resolved before the run folder is named, since it decides the result.
         runtime.precision = resolve_precision(runtime.precision, process.device)
-        return job(config, process, _folder(config))
+        with requeued_if_preempted(process):
+            return job(config, process, _folder(config))
 
 
 def _folder(config: JobConfig) -> RunFolder:
@@ -125,7 +174,7 @@ def _folder(config: JobConfig) -> RunFolder:
     return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
 
 
-def _show(error: UserError) -> None:
+def show(error: UserError) -> None:
     """Print one message, with a traceback if HYDRA_FULL_ERROR is set.
 
     Most errors are every rank's, so ranks other than 0 speak later: if rank 0 has failed as well,
@@ -141,9 +190,23 @@ def _show(error: UserError) -> None:
     sys.stderr.flush()
 
 
+def _sweeps_here() -> bool:
+    """Whether this process runs all the jobs of a sweep, one after the other."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN and not in_submitit_task()
+
+
+def _ending(error: UserError | Preempted) -> BaseException:
+    """What tells of an error outside: an exit code, or the error itself to submitit's launcher."""
+    if isinstance(error, Requeued):
+        return SystemExit(error.exit_code)
+    if in_submitit_task():
+        return error
+    return SystemExit(EXIT_PREEMPTED if isinstance(error, Preempted) else 1)
+
+
 def _heed_late_signal() -> None:
     """End a sweep whose job was done by the time that it was asked to stop."""
-    if StopSignals.unheeded and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if StopSignals.unheeded and _sweeps_here():
         sys.stderr.write(f"\n{StopSignals.unheeded}: the sweep ends after this job\n")
         raise SystemExit(EXIT_PREEMPTED)
 

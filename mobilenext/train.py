@@ -193,11 +193,9 @@ def train(  # noqa: C901 - one linear story
                 save()
 
         # ---- result ----
-        result = process.on_main(
-            lambda: _result(config, state, complexity, precision, batches.decoder, folder)
-        )
-        result |= source | {"config": to_plain(config)}
-        process.on_main(lambda: _finish(state, folder, result))
+        told = partial(_result, config, state, complexity, precision, batches.decoder, folder)
+        result = process.on_main(told) | source | {"config": to_plain(config)}
+        process.on_main(lambda: _finish(config, state, folder, monitor, result))
     say(_last_line(result, config, state, folder), process)
     return result
 
@@ -480,12 +478,46 @@ def _result(
     }
 
 
-def _finish(state: TrainState, folder: RunFolder, result: dict[str, Any]) -> None:
+def _finish(
+    config: TrainConfig,
+    state: TrainState,
+    folder: RunFolder,
+    monitor: Monitor,
+    result: dict[str, Any],
+) -> None:
     final = state.evaluated()[state.headline]
     description = {**state.described, "scores": state.scores}
     with folder.writable():
         save_weights(folder.weights, final, description)
+    numbers = ("top1", "top5", "best_top1", "num_params", "madds")
+    results = {name: result[name] for name in numbers}
+    monitor.hyperparameters(_hyperparameters(config, result), results, state.scores, state.step)
     folder.write_result(result)
+
+
+def _hyperparameters(config: TrainConfig, result: dict[str, Any]) -> dict[str, float | str]:
+    """What runs are compared by in TensorBoard; the same keys for all of them."""
+    optimizer = config.optimizer
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        "image_size": config.data.image_size,
+        "eval_size": config.data.eval_size,
+        "batch": config.data.global_batch_size,
+        "epochs": config.epochs,
+        "optimizer": optimizer["_target_"].rpartition(".")[2],
+        "lr": optimizer["lr"],
+        "weight_decay": optimizer.get("weight_decay", 0.0),
+        "schedule": config.schedule["_target_"].rpartition(".")[2],
+        "label_smoothing": config.label_smoothing,
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+        "ema_decay": config.ema_decay or 0.0,
+        "precision": result["precision"],
+        "seed": config.seed,
+    }
 
 
 def _last_line(

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-CLOCKS = {"images_per_second", "data_wait_share", "wall_seconds", "seconds", "waited"}
+CLOCKS = {"images_per_second", "data_wait_share", "wall_seconds", "seconds", "waited",
+          "seconds_left"}  # fmt: skip
 CIRCUMSTANCES = {"command", "git_commit", "hardware", "versions", "sessions", "checkpoint"}
 
 

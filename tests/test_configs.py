@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mobilenext.config import (
@@ -25,6 +27,7 @@ from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.optim import weight_decay_groups
+from mobilenext.tables import published_rows
 from tests.optim.test_schedules import OFFICIAL
 
 register()
@@ -107,14 +110,49 @@ def test_the_recipe_follows_the_data() -> None:
     assert composed("epochs=3", "optimizer.lr=0.2").optimizer["lr"] == 0.2
 
 
+TABLES = {
+    "width_table": "mobilenext_official",
+    "width_table_paper_text": "mobilenext_paper_text",
+    "identity_table": "mobilenext_official",
+    "identity_table_paper_text": "mobilenext_paper_text",
+    "imagenette_tables": "imagenette_short",
+}
+"""Sweeps and the experiments whose values they take."""
+
+
 @pytest.mark.parametrize("model", ["mobilenext", "mobilenetv2"])
 @pytest.mark.parametrize("width", [1.4, 0.35])
 def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
     for experiment in choices("experiment"):
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
-        assert config.data.name == experiment.partition("_")[0].replace("mobilenext", "imagenet")
+        recipe = TABLES.get(experiment, experiment)
+        assert config.data.name == recipe.partition("_")[0].replace("mobilenext", "imagenet")
         assert config.model.network["width_mult"] == width
-        assert config.name == f"{experiment}-{model}-{width}"
+        assert config.name == f"{recipe}-{model}-{width}"
+        alone = composed(f"experiment={recipe}", f"model={model}", f"width={width}")
+        assert fingerprint(config) == fingerprint(alone)
+
+
+@pytest.mark.parametrize("sweep", TABLES)
+def test_sweeps_have_the_jobs_of_their_table(sweep: str) -> None:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        hydra = compose("train", [f"experiment={sweep}"], return_hydra_config=True).hydra
+    assert hydra.mode.name == "MULTIRUN"
+    params = [f"{key}={value}" for key, value in hydra.sweeper.params.items()]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(params), None)
+    configs = [composed(f"experiment={sweep}", *job) for job in jobs]
+    networks = {(c.model.name, c.width, c.identity, c.seed) for c in configs}
+    assert len(networks) == len(jobs)
+    if sweep.startswith("identity"):
+        wanted = {
+            (row.model, row.width, row.identity, 0) for row in published_rows("identity_table")
+        }
+    elif sweep.startswith("width"):
+        wanted = {(row.model, row.width, 1.0, 0) for row in published_rows("width_table")}
+    else:
+        models, widths = ("mobilenext", "mobilenetv2"), (0.35, 0.5, 1.0)
+        wanted = {(m, w, 1.0, seed) for m in models for w in widths for seed in (0, 1)}
+    assert networks == wanted
 
 
 def test_official_experiment_is_the_released_run() -> None:

@@ -53,21 +53,42 @@ def test_ranks_that_cannot_share_a_batch(run, tmp_path: Path) -> None:
 def test_a_sweep_under_torchrun_is_refused(run, tmp_path: Path) -> None:
     done = run("train.py", "-m", "width=0.35,0.5", processes=2, ok=False)
     assert "a sweep (-m) can't run under torchrun" in done.stderr
-    assert "python train.py -m width=0.35,0.5" in done.stderr
+    works = "python train.py -m hydra/launcher=torchrun hydra.launcher.processes=2 width=0.35,0.5"
+    assert works in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_runs_and_a_failing_job_does_not_stop_it(run, tmp_path: Path) -> None:
-    sweep = ("train.py", "-m", *SMALL, "identity=1/2,2,1/6", "epochs=1")
+def test_a_file_that_says_it_is_a_sweep_is_refused_too(run, tmp_path: Path) -> None:
+    done = run("train.py", "experiment=identity_table", "data.root=x", processes=2, ok=False)
+    assert "a sweep (-m) can't run under torchrun" in done.stderr
+    assert "hydra.launcher.processes=2 experiment=identity_table data.root=x" in done.stderr
+    assert done.returncode == 1
+    assert not list(tmp_path.glob("runs/mobilenext*"))
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "basic"])
+def test_a_sweep_runs_and_a_failing_job_does_not_stop_it(
+    run, tmp_path: Path, launcher: str
+) -> None:
+    sweep = (
+        "train.py",
+        "-m",
+        *SMALL,
+        "identity=1/2,2,1/6",
+        "epochs=1",
+        f"hydra/launcher={launcher}",
+    )
     done = run(*sweep, ok=False)
     assert done.returncode == 1
-    assert done.stderr.count("error: identity=2.0: expected") == 1
+    said = done.stderr if launcher == "basic" else done.stdout
+    assert "error: identity=2.0: expected" in said
     assert "1 of the sweep's jobs failed" in done.stderr
     assert "Traceback" not in done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/*/result.json")]
     assert sorted(result["identity"] for result in results) == [1 / 6, 1 / 2]
     again = run(*sweep, ok=False)
-    assert again.stdout.count("already finished") == 2
+    word = "already finished" if launcher == "basic" else "finished earlier  top-1"
+    assert again.stdout.count(word) == (2 if launcher == "basic" else 4)
 
 
 def test_plain_lines_where_there_is_no_terminal(run) -> None:

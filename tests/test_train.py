@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import mobilenext.train as training
 from mobilenext.config import TrainConfig, build, register, typed
@@ -49,7 +50,7 @@ def train(path: Path, *overrides: str) -> dict[str, Any]:
 def rows(path: Path, kind: str) -> list[dict[str, Any]]:
     """metrics.jsonl without what differs from run to run."""
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    clock = ("images_per_second", "data_wait_share")
+    clock = ("images_per_second", "data_wait_share", "seconds_left")
     return [
         {key: value for key, value in line.items() if key not in clock}
         for line in lines
@@ -112,12 +113,17 @@ def test_tensorboard(finished: Path) -> None:
     assert set(tags["scalars"]) == {
         "train/loss", "train/top1", "train/lr", "train/images_per_second", "train/data_wait_share",
         "val/loss", "val/top1", "val/top5", "ema/loss", "ema/top1", "ema/top5",
+        "result/top1", "result/top5", "result/best_top1", "result/num_params", "result/madds",
     }  # fmt: skip
     assert [event.step for event in board.Scalars("val/top1")] == [29, 58, 87, 116]
     (image,) = board.Images("train/images")
     assert (image.width, image.height) == (8 * 34 + 2, 2 * 34 + 2)
     text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "width: 0.35" in text
+    start = board.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    chosen = metadata.parse_session_start_info_plugin_data(start).hparams
+    assert (chosen["width"].number_value, chosen["ema_decay"].number_value) == (0.35, 0.8)
+    assert chosen["model"].string_value == "mobilenext"
 
 
 def test_a_finished_run_returns_at_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

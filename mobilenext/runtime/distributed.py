@@ -160,7 +160,7 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     rank = int(os.environ["RANK"]) if launched_by_torchrun() else 0
     world_size = int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _device(device, local_rank)
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     timeout = timedelta(minutes=1.5 * timeout_minutes + 1)
@@ -232,7 +232,31 @@ def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
     raise RuntimeError(f"Timed out waiting for rank 0 to meet this process, rank {rank}")
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def cuda_devices() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if visible is None else visible.split(",")
+    return [name.strip() for name in names[:count]]
+
+
+def _slurm_shares_out_devices() -> bool:
+    """Whether each task of a SLURM job sees devices of its own, numbered from 0."""
+    signs = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
+    in_task = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    return in_task and any(sign in os.environ for sign in signs)
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """The device of a process.
+
+    Args:
+        name: auto (CUDA if there is one, else CPU), cpu, cuda, or another torch device type.
+        local_rank: The process's number on its node.
+
+    Raises:
+        InputError: The device is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -242,6 +266,8 @@ def _device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
+        if device.index is None and index >= count > 0 and _slurm_shares_out_devices():
+            index %= count
         if index >= count:
             raise InputError(
                 f"runtime.device={name}: process {local_rank} of this node needs CUDA device "

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -97,6 +98,7 @@ class Monitor:
         means = interval.means()
         self.folder.append_metrics(
             {"kind": "train", "epoch": epoch + 1, "step": step, "lr": lr, **means}
+            | {"seconds_left": self._seconds_left(step)}
         )
         self._scalars("train", {"lr": lr, **means}, step)
         text = (
@@ -120,7 +122,10 @@ class Monitor:
         if self.board is None:
             return
         means = interval.means()
-        self.folder.append_metrics({"kind": "epoch", "epoch": epoch + 1, "step": step, **means})
+        self.folder.append_metrics(
+            {"kind": "epoch", "epoch": epoch + 1, "step": step, **means}
+            | {"seconds_left": self._seconds_left(step)}
+        )
         for kind, values in scores.items():
             self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **values})
             self._scalars(kind, values, step)
@@ -130,6 +135,38 @@ class Monitor:
             f"epoch {epoch + 1}/{self.epochs}  {_loss(means)}  {told}  "
             f"{self._pace(means)}  left {self._time_left(step)}"
         )
+
+    def hyperparameters(
+        self,
+        chosen: dict[str, float | str],
+        results: dict[str, float],
+        scores: dict[str, dict[str, Any]],
+        step: int,
+    ) -> None:
+        """Tell TensorBoard's HParams tab of a finished run, which compares it with others there.
+
+        Args:
+            chosen: Hyperparameters; all runs should have the same keys.
+            results: Numbers of the whole run.
+            scores: Last scores by the weights' name, told by `epoch`.
+            step: Optimiser steps of the run.
+        """
+        if self.board is None:
+            return
+        told = {f"{kind}/{name}" for kind, values in scores.items() for name in values}
+        names = {f"{kind}/{name}" for kind in scores for name in SCALARS} & told
+        finals = {f"result/{name}": value for name, value in results.items()}
+        # A step later than the last: should a kill come before result.json, the next session
+        # purges them and tells them again.
+        step += 1
+        # `SummaryWriter.add_hparams` would make another run of it, in a folder below.
+        parts = hparams(dict(chosen), dict.fromkeys([*sorted(names), *finals]))
+        with self.folder.writable():
+            for part in parts:
+                self.board._get_file_writer().add_summary(part, step)
+            for name, value in finals.items():
+                self.board.add_scalar(name, value, step)
+            self.board.flush()
 
     def flush(self) -> None:
         """Have all that was reported in the files; a checkpoint that follows counts on it."""
@@ -160,9 +197,12 @@ class Monitor:
         share = means["data_wait_share"]
         return f"{means['images_per_second']:,.0f} images/s  data wait {share:.0%}"
 
-    def _time_left(self, step: int) -> str:
+    def _seconds_left(self, step: int) -> float:
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
-        return format_seconds(pace * (self.epochs * self.steps_per_epoch - step))
+        return pace * (self.epochs * self.steps_per_epoch - step)
+
+    def _time_left(self, step: int) -> str:
+        return format_seconds(self._seconds_left(step))
 
 
 def _loss(means: dict[str, Any]) -> str:

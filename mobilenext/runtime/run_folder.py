@@ -91,6 +91,19 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
         file.flush()
 
+    def in_use(self) -> bool:
+        """Whether another process has the folder's lock at this moment."""
+        if fcntl is None:
+            return False
+        try:
+            with (self.path / ".lock").open("r+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # no lock file yet, or a file system without locks
+            return False
+        return False
+
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None."""
         try:
@@ -153,6 +166,23 @@ class RunFolder:
             entry["step"] = row["step"]
             entry[kind] = {key: row[key] for key in ("loss", "top1", "top5") if key in row}
         return [epochs[number] for number in sorted(epochs)]
+
+    def newest_metrics(self, count: int = 8) -> list[dict[str, Any]]:
+        """The last lines of metrics.jsonl, oldest first; read while a run writes them."""
+        try:
+            with self.metrics.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 512 * count))
+                lines = file.read().splitlines()
+        except OSError:
+            return []
+        rows = []
+        for line in lines[-count:]:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:  # cut by the seek, or not written to its end yet
+                continue
+        return [row for row in rows if isinstance(row, dict)]
 
     def append_session(self, row: dict[str, Any]) -> None:
         """Add a line to sessions.jsonl, with the time."""

@@ -9,8 +9,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Self
 
-ASKED_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1")
-"""From schedulers and users; SIGUSR1 is SLURM's advance notice (`sbatch --signal=USR1@120`)."""
+ASKED_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+"""From schedulers and users. SIGUSR1 and SIGUSR2 are SLURM's advance notice, as it was told by
+`sbatch --signal=USR1@120` or by submitit, which takes SIGUSR2."""
 
 ONE_WISH_SECONDS = 1.0
 """torchrun passes on a Ctrl-C that its processes have got already: that is one wish, not two."""
@@ -74,6 +75,10 @@ class StopSignals:
         name = signal.Signals(number).name
         if self.received is None:
             self.receive(name)
+        elif name != self.received and "SIGUSR2" in (name, self.received):
+            # SLURM's own order of things, not impatience; which of them came decides whether the
+            # job is requeued (see `submitit_tasks`).
+            self.received = "SIGUSR2"
         elif time.monotonic() - self.received_at > ONE_WISH_SECONDS:
             sys.stderr.write(f"\n{name} after {self.received}: stopped at once\n")
             sys.stderr.flush()

@@ -37,3 +37,17 @@ def test_another_thread_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert found == [None]
+
+
+@pytest.mark.parametrize("order", [("SIGTERM", "SIGUSR2"), ("SIGUSR2", "SIGTERM")])
+def test_slurm_may_send_two_signals(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[str, str]
+) -> None:
+    """However far apart: neither ends the process at once, and SIGUSR2 is the one that counts."""
+    monkeypatch.setattr(StopSignals, "unheeded", None)
+    monkeypatch.setattr("mobilenext.runtime.signals.ONE_WISH_SECONDS", 0.0)
+    with StopSignals() as signals:
+        for name in order:
+            signal.raise_signal(signal.Signals[name])
+            time.sleep(0.1)
+        assert signals.received == "SIGUSR2"
