@@ -393,8 +393,51 @@ class LoaderReportConfig(TrainConfig):
         _check(self.sample >= 1, "sample", "at least 1", self.sample)
 
 
+@dataclass
+class TablesConfig:
+    """Job `render_tables`."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, folders of such, or result.json files; none: those that came with the source."""
+    output: str | None = None
+    """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
+
+
+@dataclass
+class CompareCurveConfig:
+    """Job `compare_curve`."""
+
+    runs: list[str] = MISSING
+    """Run folders, finished or not."""
+    output: str | None = None
+    """CSV file that gets the points; null: only printed."""
+    force: bool = False
+    """Also for runs that are not ImageNet's at 224 px, whose curves don't compare."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.runs), "runs", "at least one run folder", self.runs)
+
+
+@dataclass
+class ReportConfig:
+    """Job `report`."""
+
+    runs: list[str] = field(default_factory=list)
+    """Run folders, folders of such, or result.json files; none: those that came with the source."""
+    output: str = "report.html"
+    """The page."""
+    title: str = "MobileNeXt: runs beside the paper"
+
+
 JobConfig = (
-    TrainConfig | EvaluateConfig | SummaryConfig | PrepareImagenetConfig | LoaderReportConfig
+    TrainConfig
+    | EvaluateConfig
+    | SummaryConfig
+    | PrepareImagenetConfig
+    | LoaderReportConfig
+    | TablesConfig
+    | CompareCurveConfig
+    | ReportConfig
 )
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainConfig,
@@ -402,6 +445,9 @@ SCHEMAS: dict[str, type] = {
     "summary_schema": SummaryConfig,
     "prepare_imagenet_schema": PrepareImagenetConfig,
     "loader_report_schema": LoaderReportConfig,
+    "tables_schema": TablesConfig,
+    "compare_curve_schema": CompareCurveConfig,
+    "report_schema": ReportConfig,
 }
 
 

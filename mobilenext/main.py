@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext.config import (
+    EvaluateConfig,
     JobConfig,
     LoaderReportConfig,
-    PrepareImagenetConfig,
     RuntimeConfig,
-    SummaryConfig,
+    TrainConfig,
     fingerprint,
     register,
     typed,
@@ -55,7 +55,7 @@ EXIT_PREEMPTED = 75
 Job = Callable[[Any, Process, RunFolder], dict[str, Any]]
 
 
-def launch(job: Job, config_name: str) -> None:
+def launch(job: Job, config_name: str, positional: str | None = None) -> None:
     """Run a job with the config that the command line describes.
 
     Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
@@ -66,11 +66,13 @@ def launch(job: Job, config_name: str) -> None:
     Args:
         job: The function to run.
         config_name: Primary config in `configs/`.
+        positional: Key of a list in it that gets the arguments without a `=`, paths for instance.
     """
     obstacle = _obstacle()
     if obstacle is not None:
         show(obstacle)
         raise SystemExit(1)
+    sys.argv[1:] = _keyed(sys.argv[1:], positional)
     register()
     make_importable(CONFIG_DIR.parent)
     script = sys.argv[0]
@@ -125,6 +127,15 @@ def _obstacle() -> InputError | None:
     return None
 
 
+def _keyed(arguments: list[str], key: str | None) -> list[str]:
+    """Arguments with the bare ones among them as one override, such as runs=["a","b"]."""
+    bare = [text for text in arguments if "=" not in text and text[:1] not in ("-", "+", "~")]
+    if key is None or not bare:
+        return arguments
+    quoted = ",".join('"' + text.replace('"', '\\"') + '"' for text in bare)
+    return [text for text in arguments if text not in bare] + [f"{key}=[{quoted}]"]
+
+
 def refuse_sweep_under_torchrun() -> None:
     """Raise `InputError` if torchrun started this process, which wants to start others."""
     if launched_by_torchrun() and "SUBMITIT_EXECUTOR" not in os.environ:
@@ -169,7 +180,9 @@ def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
 
 
 def _folder(config: JobConfig) -> RunFolder:
-    if isinstance(config, SummaryConfig | PrepareImagenetConfig | LoaderReportConfig):
+    if isinstance(config, LoaderReportConfig) or not isinstance(
+        config, TrainConfig | EvaluateConfig
+    ):
         return RunFolder(Path())  # has no run
     return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
 

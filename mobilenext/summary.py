@@ -68,7 +68,7 @@ def render(config: SummaryConfig, cost: Complexity) -> str:
 def _published(rows: list[PublishedRow], cost: Complexity, identity: float) -> list[str]:
     """Published and computed numbers, tags and sources explained."""
     computed = {"params": f"{cost.params / 1e6:.3f} M", "madds": f"{cost.madds / 1e6:.1f} M"}
-    units = {"params": " M", "madds": " M", "top1": " %"}
+    units = {"params": " M", "madds": " M", "top1": " %", "latency": " ms"}
     lines = [f"{'':<34}{'published':>16}{'computed here':>16}"]
     tags: set[str] = set()
     for row in rows:

@@ -1,5 +1,48 @@
-"""Published numbers, each with its source and how far to trust it."""
+"""Published numbers, each with its source and how far to trust it; measured ones beside them."""
 
-from mobilenext.tables.paper import PublishedNumber, PublishedRow, published_rows, tag_meanings
+from mobilenext.tables.layout import tables_of
+from mobilenext.tables.paper import (
+    NamedRow,
+    PublishedNumber,
+    PublishedRow,
+    ReleasedCurve,
+    published_rows,
+    published_table,
+    released_curves,
+    tag_meanings,
+)
+from mobilenext.tables.render import Table, to_csv, to_latex, to_markdown
+from mobilenext.tables.results import (
+    Group,
+    Protocol,
+    Result,
+    decimal,
+    fraction,
+    group_results,
+    measured_results,
+    read_results,
+)
 
-__all__ = ["PublishedNumber", "PublishedRow", "published_rows", "tag_meanings"]
+__all__ = [
+    "Group",
+    "NamedRow",
+    "Protocol",
+    "PublishedNumber",
+    "PublishedRow",
+    "ReleasedCurve",
+    "Result",
+    "Table",
+    "decimal",
+    "fraction",
+    "group_results",
+    "measured_results",
+    "published_rows",
+    "published_table",
+    "read_results",
+    "released_curves",
+    "tables_of",
+    "tag_meanings",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+]

@@ -8,6 +8,10 @@ from typing import Any
 
 import yaml
 
+TABLES = ("counts", "state_of_the_art", "quantization", "extra_depthwise", "ablation", "detection",
+          "darts", "released_runs", "reimplementations")  # fmt: skip
+"""Those of `published_table`."""
+
 
 @dataclass(frozen=True)
 class PublishedNumber:
@@ -28,7 +32,30 @@ class PublishedRow:
     width: float
     identity: float
     numbers: dict[str, PublishedNumber] = field(default_factory=dict)
-    """By column: params and madds in millions, top1 in per cent."""
+    """By column: params and madds in millions, top1 in per cent, latency in milliseconds."""
+    notes: tuple[str, ...] = ()
+    """Known disagreements, as sentences."""
+
+
+@dataclass(frozen=True)
+class NamedRow:
+    """A row of another published table."""
+
+    name: str
+    numbers: dict[str, PublishedNumber]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReleasedCurve:
+    """Points of the log of a run that the authors released."""
+
+    identity: float
+    """The run's identity tensor multiplier; its width is 1.0."""
+    points: tuple[tuple[int, float, float], ...]
+    """Epoch (from 0), training loss, top-1 on the validation images in per cent."""
+    tag: str
+    source: str
 
 
 @cache
@@ -44,19 +71,46 @@ def tag_meanings() -> dict[str, str]:
 
 def published_rows(table: str) -> list[PublishedRow]:
     """The rows of `width_table` or `identity_table`."""
-    columns = ("params", "madds", "top1")
     return [
         PublishedRow(
             table,
             row["model"],
             float(row["width"]),
             float(Fraction(row.get("identity", "1"))),
-            {
-                column: PublishedNumber(float(value), tag, _paper()["sources"][source])
-                for column in columns
-                if column in row
-                for value, tag, source in [row[column]]
-            },
+            _numbers(row),
+            _notes(row),
         )
         for row in _paper()[table]
     ]
+
+
+def published_table(table: str) -> list[NamedRow]:
+    """The rows of one of the other `TABLES`; paper.yaml has the units."""
+    return [NamedRow(row["name"], _numbers(row), _notes(row)) for row in _paper()[table]]
+
+
+def released_curves() -> list[ReleasedCurve]:
+    """The learning curves of the released MobileNeXt-1.0 runs."""
+    source = _paper()["sources"][_paper()["curves_source"]]
+    return [
+        ReleasedCurve(
+            float(Fraction(identity)),
+            tuple((int(epoch), float(loss), float(top1)) for epoch, loss, top1 in points),
+            _paper()["curves_tag"],
+            source,
+        )
+        for identity, points in _paper()["curves"].items()
+    ]
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, PublishedNumber]:
+    return {
+        column: PublishedNumber(float(value), tag, _paper()["sources"][source])
+        for column, cell in row.items()
+        if isinstance(cell, list) and column != "notes"
+        for value, tag, source in [cell]
+    }
+
+
+def _notes(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(_paper()["notes"][name] for name in row.get("notes", []))

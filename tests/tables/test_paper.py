@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from mobilenext.tables import published_rows, tag_meanings
+from mobilenext.models import MobileNetV2, MobileNeXt
+from mobilenext.models.complexity import measure_complexity
+from mobilenext.tables import published_rows, published_table, released_curves, tag_meanings
+from mobilenext.tables.paper import TABLES
 
 
 def test_every_number_has_a_tag_and_a_source() -> None:
@@ -49,3 +52,40 @@ def test_summary_prints_tags(run, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     done = run("scripts/summary.py", "model=mobilenetv2", "width=0.6")
     assert "no row for this network" in done.stdout
+
+
+def test_other_tables_have_tags_and_sources_too() -> None:
+    meanings = tag_meanings()
+    for table in TABLES:
+        rows = published_table(table)
+        assert rows
+        for row in rows:
+            assert row.numbers, row.name
+            for number in row.numbers.values():
+                assert number.tag in meanings
+                assert number.source
+    names = {row.name: row.numbers for row in published_table("released_runs")}
+    assert names["MobileNeXt-1.0"]["top1"].value == 74.018
+    assert {n.tag for row in published_table("quantization")[:2] for n in row.numbers.values()} == {
+        "R"
+    }
+
+
+def test_curves_of_the_released_log() -> None:
+    curves = {curve.identity: curve for curve in released_curves()}
+    assert curves[1.0].points[-1] == (199, 2.184, 73.98)
+    assert curves[0.5].points[1] == (1, 5.805, 17.26)
+    for curve in curves.values():
+        assert curve.tag == "S"
+        assert [point[0] for point in curve.points] == sorted(point[0] for point in curve.points)
+
+
+def test_counted_costs_are_those_of_our_networks() -> None:
+    for row in published_table("counts"):
+        model, width = row.name.split() if " " in row.name else (row.name, "")
+        network = {"mobilenext": MobileNeXt, "mobilenetv2": MobileNetV2}.get(model)
+        if network is None:
+            continue
+        cost = measure_complexity(network(width_mult=float(width)), 224)
+        assert cost.params / 1e6 == pytest.approx(row.numbers["params"].value, abs=0.006)
+        assert cost.madds / 1e6 == pytest.approx(row.numbers["madds"].value, abs=0.6)

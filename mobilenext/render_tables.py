@@ -1,0 +1,55 @@
+"""Tables from result.json files: measured numbers beside the paper's."""
+
+from pathlib import Path
+from typing import Any
+
+from mobilenext.config import TablesConfig
+from mobilenext.errors import InputError
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.files import write_atomically
+from mobilenext.runtime.monitor import say
+from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.tables import (
+    measured_results,
+    read_results,
+    tables_of,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+
+FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
+
+
+def render_tables(config: TablesConfig, process: Process, folder: RunFolder) -> dict[str, Any]:
+    """Print all tables as Markdown, and write them if a folder is given.
+
+    Args:
+        config: The job's config.
+        process: This process.
+        folder: Not used.
+
+    Returns:
+        `tables`, the Markdown by the tables' names.
+
+    Raises:
+        InputError: A path has no results, results contradict each other, or the folder can't be
+            written to.
+    """
+    del folder
+    paths = [Path(path).expanduser() for path in config.runs]
+    tables = tables_of(read_results(paths) if paths else measured_results())
+    say("\n\n".join(to_markdown(table) for table in tables).rstrip(), process)
+    if config.output is not None:
+        output = Path(config.output).expanduser()
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            for table in tables:
+                for suffix, render in FORMATS.items():
+                    text = render(table)
+                    path = output / f"{table.name}{suffix}"
+                    write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        except OSError as error:
+            raise InputError(f"output={config.output}: can't write there ({error})") from error
+        say(f"\nwritten to {output}: {', '.join(table.name for table in tables)}", process)
+    return {"tables": {table.name: to_markdown(table) for table in tables}}

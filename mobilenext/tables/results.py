@@ -1,0 +1,284 @@
+"""What runs have measured, read from their result.json files and from nothing else."""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from mobilenext.errors import InputError
+
+NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
+          "epochs", "count", "seed", "git_commit", "config")  # fmt: skip
+
+NOT_PROTOCOL = {
+    "": ("name", "output_dir", "seed", "width", "identity", "checkpoint", "model"),
+    "data": ("root", "root_names_data", "download", "workers", "decoder", "max_bad_share"),
+    "data.source": ("root", "download"),
+    "runtime": ("device", "threads", "log_every", "timeout_minutes"),
+}
+"""Entries of a run's config that two networks need not share to be compared: what network it is,
+where things lie, and how fast they go."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All that has to be equal for two networks' accuracies to be compared: data and recipe."""
+
+    text: str
+    """The config without `NOT_PROTOCOL`, as JSON with sorted keys."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """It as plain values."""
+        return json.loads(self.text)
+
+    @property
+    def short(self) -> str:
+        """Six hexadecimal digits that tell protocols apart."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:6]
+
+    def describe(self) -> str:
+        """A line about it, unlike that of any other protocol."""
+        config = self.config
+        data, optimizer = config["data"], config["optimizer"]
+        size, eval_size = data["image_size"], data["eval_size"]
+        parts = [
+            data["name"] + (" (encoded anew)" if data.get("reencoded") else ""),
+            f"{size} px" if size == eval_size else f"{size} px, evaluated at {eval_size} px",
+            f"{config['epochs']} epochs",
+            f"{str(optimizer['_target_']).rpartition('.')[2]} {optimizer['lr']:g}",
+            f"batch {data['global_batch_size']}",
+            str(config["schedule"]["_target_"]).rpartition(".")[2],
+            f"label smoothing {config['label_smoothing']:g}",
+            config["runtime"]["precision"],
+        ]
+        if config.get("ema_decay"):
+            parts.append(f"averaged weights {config['ema_decay']:g}")
+        return ", ".join(parts) + f" (protocol {self.short})"
+
+    @property
+    def of_the_paper(self) -> bool:
+        """Whether runs of it may stand in a row of the paper: ImageNet, whole, as long as its runs.
+
+        That is 224 px in training and evaluation, images that were not encoded anew, the layout's
+        own strides, and 200 epochs or more.
+        """
+        config = self.config
+        data = config["data"]
+        return (
+            data["name"] == "imagenet"
+            and not data.get("reencoded")
+            and data["image_size"] == data["eval_size"] == 224
+            and config["epochs"] >= 200
+            and config["strides"] == [2, 2, 2, 2, 2]
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run."""
+
+    path: Path
+    values: dict[str, Any]
+    """What its result.json says."""
+
+    @property
+    def model(self) -> str:
+        """Name of the network's family."""
+        return self.values["model"]
+
+    @property
+    def width(self) -> float:
+        """Width multiplier."""
+        return float(self.values["width"])
+
+    @property
+    def identity(self) -> float:
+        """Identity tensor multiplier."""
+        return float(self.values["identity"])
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.values["seed"]
+
+    @property
+    def top1(self) -> float:
+        """Of the last epoch, in per cent."""
+        return self.values["top1"]
+
+    @property
+    def best_top1(self) -> float:
+        """Of the best epoch, in per cent: chosen on the images that it is measured on."""
+        return self.values["best_top1"]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Epoch by epoch, see `RunFolder.history`; empty if the run is too old to tell."""
+        return self.values.get("history", [])
+
+    @property
+    def commit(self) -> str:
+        """Of the source, eight digits, with -dirty if files differed."""
+        commit = self.values["git_commit"] or "unknown"
+        digits, dash, dirty = commit.partition("-")
+        return digits[:8] + dash + dirty
+
+    @property
+    def protocol(self) -> Protocol:
+        """Data and recipe."""
+        config = self.values["config"]
+        kept = {key: value for key, value in config.items() if key not in NOT_PROTOCOL[""]}
+        for place, names in NOT_PROTOCOL.items():
+            *parents, last = [None, *place.split(".")] if place else [None]
+            if last is None:
+                continue
+            holder = kept
+            for parent in parents[1:]:
+                holder = holder[str(parent)]
+            if last in holder:
+                holder[last] = {k: v for k, v in holder[last].items() if k not in names}
+        return Protocol(json.dumps(kept, sort_keys=True))
+
+    @property
+    def arguments(self) -> str:
+        """What else the network was built with, as JSON: dropout for instance."""
+        network = self.values["config"]["model"]["network"]
+        known = ("width_mult", "identity_tensor_multiplier", "strides")
+        return json.dumps({k: v for k, v in network.items() if k not in known}, sort_keys=True)
+
+    @property
+    def of_the_paper(self) -> bool:
+        """Whether it may stand in a row of the paper: see `Protocol`, and nothing left out."""
+        network = self.values["config"]["model"]["network"]
+        return (
+            self.protocol.of_the_paper
+            and self.values["count"] == 50_000
+            and network.get("dropout", 0.2) == 0.2
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seeds."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def first(self) -> Result:
+        """Of the smallest seed; network and protocol are those of all."""
+        return self.results[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Their seeds."""
+        return [result.seed for result in self.results]
+
+    @property
+    def mean(self) -> float:
+        """Of the last epochs' top-1, in per cent."""
+        return statistics.fmean(result.top1 for result in self.results)
+
+    @property
+    def best_mean(self) -> float:
+        """Of the best epochs' top-1, in per cent."""
+        return statistics.fmean(result.best_top1 for result in self.results)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of the last epochs' top-1; None with one seed."""
+        if len(self.results) < 2:
+            return None
+        return statistics.stdev(result.top1 for result in self.results)
+
+    @property
+    def commits(self) -> list[str]:
+        """Theirs, each once."""
+        return sorted({result.commit for result in self.results})
+
+
+def read_results(paths: Sequence[Path]) -> list[Result]:
+    """Read results of training.
+
+    Args:
+        paths: Each a result.json, or a folder that is searched for such files, however deep.
+            Results of evaluations, which lie in the same folders, are left out.
+
+    Raises:
+        InputError: A path is not there, has no results, or a file is not a result.
+    """
+    found: dict[Path, Result] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: expected a run folder, a folder of runs or a result.json")
+        files = sorted(path.rglob("result.json")) if path.is_dir() else [path]
+        read = [(file, _read(file)) for file in files]
+        results = {file.resolve(): Result(file, values) for file, values in read if values}
+        if not results:
+            raise InputError(
+                f"{path}: found no result.json of a finished training run in it; runs/ is where "
+                "train.py leaves them"
+            )
+        found |= results
+    return sorted(found.values(), key=lambda result: str(result.path))
+
+
+def measured_results() -> list[Result]:
+    """The results that come with the source, in `measured/`."""
+    return read_results([Path(__file__).parent / "measured"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A result of training, or None for one of an evaluation."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a run's result in JSON ({error})") from error
+    if isinstance(values, dict) and "checkpoint" in values and "epochs" not in values:
+        return None
+    missing = [key for key in NEEDED if not isinstance(values, dict) or key not in values]
+    if missing:
+        raise InputError(f"{path}: not the result of a training run: it lacks {', '.join(missing)}")
+    return values
+
+
+def group_results(results: Iterable[Result]) -> list[Group]:
+    """Bring together what differs in nothing but the seed, in the order of network and protocol.
+
+    Raises:
+        InputError: Two runs of the same seed have different results.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Result]] = {}
+    for result in results:
+        key = (result.protocol.text, result.model, -result.width, -result.identity,
+               result.arguments)  # fmt: skip
+        seeds = groups.setdefault(key, {})
+        twin = seeds.get(result.seed)
+        if twin is not None and twin.top1 != result.top1:
+            raise InputError(
+                f"{twin.path} and {result.path} are the same run by their configs, and have "
+                f"top-1 {twin.top1:.2f} % and {result.top1:.2f} %: leave one of them out (they may "
+                "have run on different hardware, or from different commits)"
+            )
+        seeds.setdefault(result.seed, result)
+    return [
+        Group(tuple(seeds[seed] for seed in sorted(seeds))) for _, seeds in sorted(groups.items())
+    ]
+
+
+def decimal(value: float) -> str:
+    """A number as tables have it: 72.0, 3.45."""
+    text = f"{value:g}"
+    return text if "." in text else f"{text}.0"
+
+
+def fraction(value: float) -> str:
+    """A multiplier as people write it: 1, 1/3, or 0.37."""
+    near = Fraction(value).limit_denominator(64)
+    if abs(float(near) - value) < 1e-9 and near.numerator == 1:
+        return str(near)
+    return f"{value:g}"

@@ -1,0 +1,148 @@
+"""Results of runs that never were, in the shape that training writes."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+CONFIG: dict[str, Any] = {
+    "name": "a-name",
+    "output_dir": "runs",
+    "seed": 0,
+    "width": 1.0,
+    "identity": 1.0,
+    "strides": [2, 2, 2, 2, 2],
+    "epochs": 210,
+    "label_smoothing": 0.1,
+    "decay_norm_and_bias": False,
+    "clip_grad_norm": None,
+    "ema_decay": None,
+    "ema_warmup": False,
+    "nonfinite": "stop",
+    "batch_norm": "reduce",
+    "checkpoint": {"every_steps": None, "every_minutes": 10.0, "max_share": 0.05, "keep": 2},
+    "model": {
+        "name": "mobilenext",
+        "network": {
+            "_target_": "mobilenext.models.MobileNeXt",
+            "width_mult": 1.0,
+            "identity_tensor_multiplier": 1.0,
+            "dropout": 0.2,
+            "strides": [2, 2, 2, 2, 2],
+        },
+    },
+    "data": {
+        "name": "imagenet",
+        "source": {"_target_": "mobilenext.data.imagenet", "root": "/data", "reencoded": False},
+        "root": "/data",
+        "root_names_data": False,
+        "reencoded": False,
+        "download": False,
+        "image_size": 224,
+        "eval_size": 224,
+        "global_batch_size": 512,
+        "workers": None,
+        "decoder": "auto",
+        "max_bad_share": 0.01,
+    },
+    "augment": {"hflip": 0.5},
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1},
+    "schedule": {"_target_": "mobilenext.optim.cosine", "epochs": 210},
+    "runtime": {"device": "auto", "precision": "fp32", "threads": None, "log_every": 50,
+                "timeout_minutes": 30.0, "deterministic": False},
+}  # fmt: skip
+
+COSTS = {("mobilenext", 1.0): (3535416, 311264512), ("mobilenetv2", 1.0): (3504872, 300774272)}
+
+
+def fake_result(
+    model: str = "mobilenext",
+    width: float = 1.0,
+    identity: float = 1.0,
+    seed: int = 0,
+    top1: float = 74.0,
+    **changes: Any,
+) -> dict[str, Any]:
+    """What result.json would say.
+
+    Args:
+        model: Name of the family.
+        width: Width multiplier.
+        identity: Identity tensor multiplier.
+        seed: The run's seed.
+        top1: Of the last epoch, in per cent.
+        **changes: Entries of the result, or of its config as `config__data__image_size=96`.
+    """
+    config = copy.deepcopy(CONFIG)
+    config |= {"seed": seed, "width": width, "identity": identity}
+    network = config["model"]["network"]
+    network |= {"width_mult": width, "identity_tensor_multiplier": identity}
+    config["model"]["name"] = model
+    params, madds = COSTS.get((model, width), (2_000_000, 100_000_000))
+    result: dict[str, Any] = {
+        "model": model,
+        "width": width,
+        "identity": identity,
+        "data": "imagenet",
+        "top1": top1,
+        "top5": 91.5,
+        "loss": 1.0,
+        "count": 50_000,
+        "best_top1": top1 + 0.1,
+        "best_epoch": 200,
+        "num_params": params,
+        "madds": madds,
+        "image_size": 224,
+        "epochs": 210,
+        "steps": 100,
+        "images_per_second": 1000.0,
+        "data_wait_share": 0.02,
+        "wall_seconds": 3600.0,
+        "sessions": 1,
+        "seed": seed,
+        "precision": "fp32",
+        "decoder": "native",
+        "history": [
+            {"epoch": n, "step": 50 * n, "lr": 0.1, "train": {"loss": 3.0 / n, "top1": 10.0 * n},
+             "val": {"loss": 2.0 / n, "top1": top1 * n / 2, "top5": 90.0}}
+            for n in (1, 2)
+        ],
+        "command": "python train.py experiment=x",
+        "git_commit": "0123456789abcdef0123456789abcdef01234567",
+        "hardware": {"device": "cuda", "accelerator": "A GPU", "processes": 8, "cpu": "A CPU",
+                     "cpu_count": 64, "threads_per_process": 8, "platform": "Linux"},
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "config": config,
+    }  # fmt: skip
+    for key, value in changes.items():
+        *places, last = key.split("__")
+        holder = result
+        for place in places:
+            holder = holder[place]
+        holder[last] = value
+    return result
+
+
+def small_result(**changes: Any) -> dict[str, Any]:
+    """Of a short run on small images."""
+    return fake_result(
+        **{
+            "config__data__name": "imagenette",
+            "config__data__image_size": 96,
+            "config__data__eval_size": 96,
+            "config__epochs": 8,
+            "data": "imagenette",
+            "count": 3925,
+            "epochs": 8,
+            **changes,
+        }
+    )
+
+
+def write_results(folder: Path, *results: dict[str, Any]) -> Path:
+    """Lay results out as runs/NAME/HASH/result.json."""
+    for number, result in enumerate(results):
+        path = folder / "runs" / result["model"] / f"{number:012x}" / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+    return folder / "runs"

@@ -1,0 +1,131 @@
+"""Which runs stand in which tables, and how these look."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenext.tables import Table, read_results, tables_of, to_csv, to_latex, to_markdown
+from tests.results import fake_result, small_result, write_results
+
+
+def tables(tmp_path: Path, *results: dict[str, Any]) -> dict[str, Table]:
+    found = tables_of(read_results([write_results(tmp_path, *results)]))
+    assert len({table.name for table in found}) == len(found)
+    return {table.name: table for table in found}
+
+
+def test_every_row_without_a_run_says_so() -> None:
+    width, identity = tables_of([])
+    assert (len(width.rows), len(identity.rows)) == (10, 4)
+    for row in (*width.rows, *identity.rows):
+        assert "not measured" in row
+    assert "74.02 [S]" in width.rows[3]
+    assert "690 [S]" in width.rows[0]
+    text = to_markdown(width)
+    for words in ("can't be the standard MobileNetV2", "No reading of the paper's table",
+                  "of the best epoch", "[S2] seen in a second-hand copy"):  # fmt: skip
+        assert words in text
+
+
+def test_a_run_beside_the_paper(tmp_path: Path) -> None:
+    results = [fake_result(seed=seed, top1=top1) for seed, top1 in ((0, 73.8), (1, 74.0))]
+    found = tables(tmp_path, *results, fake_result("mobilenetv2", top1=72.0))
+    (name,) = [name for name in found if name.startswith("width_table")]
+    ours = found[name].columns.index("top-1: paper") + 1
+    by_name = {row[0].rstrip("⁰¹²³⁴⁵⁶⁷⁸⁹") + row[1]: row[ours:] for row in found[name].rows}
+    assert by_name["MobileNeXt1.0"] == ("73.90 ± 0.14", "−0.12", "0, 1", "74.00", "01234567")
+    assert by_name["MobileNetV21.0"] == ("72.00", "−0.30", "0", "72.10", "01234567")
+    assert by_name["MobileNeXt0.5"][0] == "not measured"
+    (name,) = [name for name in found if name.startswith("identity_table")]
+    assert [row[4] for row in found[name].rows] == ["73.90 ± 0.14"] + ["not measured"] * 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config__epochs": 8, "epochs": 8},
+        {"config__epochs": 199},
+        {"config__data__name": "imagenette", "data": "imagenette"},
+        {"config__data__image_size": 96},
+        {"config__data__eval_size": 288},
+        {"config__data__reencoded": True},
+        {"config__strides": [1, 2, 2, 2, 2]},
+        {"count": 49_999},
+        {"config__model__network__dropout": 0.0},
+    ],
+    ids=lambda changes: "-".join(changes).replace("config__", ""),
+)
+def test_short_and_small_runs_never_stand_in_a_row_of_the_paper(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    found = tables(tmp_path, fake_result(top1=99.0, **changes))
+    for name in ("width_table", "identity_table"):
+        assert all("not measured" in row for row in found[name].rows)
+    (own,) = [table for name, table in found.items() if name.startswith("networks")]
+    assert "99.00" in own.rows[0]
+    assert not any("paper" in column for column in own.columns)
+
+
+def test_one_table_for_each_recipe(tmp_path: Path) -> None:
+    found = tables(tmp_path, fake_result(), fake_result(config__optimizer__lr=0.05, top1=73.0))
+    widths = [table for name, table in found.items() if name.startswith("width_table")]
+    assert len(widths) == 2
+    assert len({table.title for table in widths}) == 2
+    assert sorted(table.rows[3][7] for table in widths) == ["73.00", "74.00"]
+
+
+def test_tables_of_other_data(tmp_path: Path) -> None:
+    results = [small_result(identity=identity, top1=top1, width=0.5)
+               for identity, top1 in ((1.0, 60.0), (0.5, 58.0), (1 / 6, 50.0))]  # fmt: skip
+    found = tables(tmp_path, *results, small_result(model="mobilenetv2", width=0.5, top1=55.0))
+    networks, identity = list(found.values())[2:]
+    assert [row[:2] for row in networks.rows] == [("MobileNetV2", "0.5"), ("MobileNeXt", "0.5")]
+    assert [row[1] for row in identity.rows] == ["1", "1/2", "1/6"]
+    assert "imagenette, 96 px, 8 epochs" in networks.title
+
+
+GOLDEN = Table(
+    "golden",
+    "A table of 5 % & more",
+    ("network", "top-1", "ours"),
+    (("a_b¹", "72.0 [S]", "71.90 ± 0.10"), ("c|d", "", "not measured")),
+    ("¹ First.", "Second."),
+)
+
+
+def test_markdown() -> None:
+    assert to_markdown(GOLDEN) == (
+        "**A table of 5 % & more**\n"
+        "\n"
+        "| network |    top-1 |         ours |\n"
+        "| ------- | -------: | -----------: |\n"
+        "| a_b¹    | 72.0 [S] | 71.90 ± 0.10 |\n"
+        "| c\\|d    |          | not measured |\n"
+        "\n"
+        "¹ First.  \n"
+        "Second.\n"
+    )
+
+
+def test_csv() -> None:
+    assert to_csv(GOLDEN) == ("network,top-1,ours\na_b¹,72.0 [S],71.90 ± 0.10\nc|d,,not measured\n")
+
+
+def test_latex() -> None:
+    assert to_latex(GOLDEN) == (
+        "\\begin{table}\n"
+        "  \\centering\n"
+        "  \\caption{A table of 5 \\% \\& more}\n"
+        "  \\begin{tabular}{lrr}\n"
+        "    \\hline\n"
+        "    network & top-1 & ours \\\\\n"
+        "    \\hline\n"
+        "    a\\_b\\textsuperscript{1} & 72.0 [S] & 71.90 $\\pm$ 0.10 \\\\\n"
+        "    c|d &  & not measured \\\\\n"
+        "    \\hline\n"
+        "  \\end{tabular}\n"
+        "  \\par\\footnotesize \\textsuperscript{1} First.\n"
+        "  \\par\\footnotesize Second.\n"
+        "\\end{table}\n"
+    )

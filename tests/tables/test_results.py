@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenext.errors import InputError
+from mobilenext.tables import fraction, group_results, read_results
+from tests.results import fake_result, write_results
+
+
+def groups(tmp_path: Path, *results: dict[str, Any]) -> list[Any]:
+    return group_results(read_results([write_results(tmp_path, *results)]))
+
+
+def test_seeds_are_brought_together(tmp_path: Path) -> None:
+    results = [fake_result(seed=seed, top1=top1) for seed, top1 in ((1, 74.2), (0, 73.8))]
+    (group,) = groups(tmp_path, *results)
+    assert group.seeds == [0, 1]
+    assert group.mean == pytest.approx(74.0)
+    assert group.std == pytest.approx(0.2828, abs=1e-3)
+    assert group.commits == ["01234567"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config__output_dir", "/elsewhere"),
+        ("config__name", "another"),
+        ("config__data__root", "/other"),
+        ("config__data__source__root", "/other"),
+        ("config__data__workers", 3),
+        ("config__runtime__threads", 1),
+        ("config__checkpoint__keep", 9),
+    ],
+)
+def test_where_and_how_fast_does_not_set_runs_apart(tmp_path: Path, key: str, value: Any) -> None:
+    assert len(groups(tmp_path, fake_result(), fake_result(seed=1, **{key: value}))) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config__data__name", "imagenette"),
+        ("config__data__image_size", 160),
+        ("config__data__reencoded", True),
+        ("config__epochs", 90),
+        ("config__optimizer__lr", 0.05),
+        ("config__augment__hflip", 0.0),
+        ("config__runtime__precision", "bf16"),
+        ("config__label_smoothing", 0.0),
+    ],
+)
+def test_other_recipes_are_never_averaged(tmp_path: Path, key: str, value: Any) -> None:
+    found = groups(tmp_path, fake_result(), fake_result(seed=1, **{key: value}))
+    assert len(found) == 2
+    one, two = (group.first.protocol.describe() for group in found)
+    assert one != two
+
+
+def test_networks_that_differ_in_an_argument_are_not_averaged(tmp_path: Path) -> None:
+    other = fake_result(seed=1, config__model__network__dropout=0.0)
+    assert len(groups(tmp_path, fake_result(), other)) == 2
+
+
+def test_a_copied_run_counts_once_and_a_contradiction_is_named(tmp_path: Path) -> None:
+    (group,) = groups(tmp_path / "a", fake_result(), fake_result())
+    assert group.seeds == [0]
+    with pytest.raises(InputError, match=r"are the same run by their configs.*74.00 % and 70.00 %"):
+        groups(tmp_path / "b", fake_result(), fake_result(top1=70.0))
+
+
+def test_what_can_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a run folder"):
+        read_results([tmp_path / "none"])
+    with pytest.raises(InputError, match=r"found no result.json of a finished training run"):
+        read_results([tmp_path])
+    file = tmp_path / "result.json"
+    file.write_text("{")
+    with pytest.raises(InputError, match="in JSON"):
+        read_results([tmp_path])
+    file.write_text("[]")
+    with pytest.raises(InputError, match="lacks model, width"):
+        read_results([file])
+    result = fake_result()
+    del result["seed"], result["count"]
+    file.write_text(json.dumps(result))
+    with pytest.raises(InputError, match="it lacks count, seed"):
+        read_results([file])
+
+
+def test_evaluations_are_left_out(tmp_path: Path) -> None:
+    runs = write_results(tmp_path, fake_result())
+    (runs / "evaluate").mkdir()
+    (runs / "evaluate" / "result.json").write_text('{"checkpoint": "x", "top1": 1.0}')
+    assert len(read_results([runs])) == 1
+    assert len(read_results([runs, runs])) == 1
+
+
+def test_fractions() -> None:
+    assert [fraction(x) for x in (1.0, 0.5, 1 / 3, 1 / 6, 0.37)] == [
+        "1",
+        "1/2",
+        "1/3",
+        "1/6",
+        "0.37",
+    ]

@@ -1,0 +1,30 @@
+"""scripts/tables.py, as a user meets it."""
+
+from pathlib import Path
+
+from tests.results import fake_result, small_result, write_results
+
+
+def test_tables_of_runs(run, tmp_path: Path) -> None:
+    runs = write_results(tmp_path, fake_result(), small_result(top1=60.0))
+    done = run("scripts/tables.py", runs / "mobilenext" / f"{0:012x}", runs, "output=out")
+    assert "| 74.00 |" in " ".join(done.stdout.split())
+    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    assert done.stdout.count("not measured") == 9 + 3
+    names = {path.name.rpartition("_")[0] for path in (tmp_path / "out").iterdir()}
+    assert names == {"width_table", "identity_table", "networks"}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
+
+
+def test_the_measured_results_without_arguments(run, tmp_path: Path) -> None:
+    done = run("scripts/tables.py")
+    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_results(run, tmp_path: Path) -> None:
+    (tmp_path / 'odd "name"').mkdir()
+    done = run("scripts/tables.py", 'odd "name"', ok=False)
+    assert done.returncode == 1
+    assert 'error: odd "name": found no result.json' in done.stderr
+    assert "Traceback" not in done.stderr
