@@ -20,6 +20,7 @@ from mobilenext.tables.results import (
 )
 
 NOT_MEASURED = "not measured"
+NARROW_SPACE = "\u202f"
 LABELS = {"mobilenext": "MobileNeXt", "mobilenetv2": "MobileNetV2"}
 LAST_EPOCH = (
     "Ours: top-1 in per cent after the last epoch, mean ± sample standard deviation over the "
@@ -67,7 +68,8 @@ def _paper_table(
     cells = []
     for row in rows:
         group = _find(row, groups)
-        marks = "".join(superscript(_number(note, notes)) for note in row.notes)
+        marked = sorted(_number(note, notes) for note in row.notes)
+        marks = NARROW_SPACE.join(superscript(number) for number in marked)
         knob = decimal(row.width) if by_width else fraction(row.identity)
         published = row.numbers["top1"]
         numbers = [_published(row.numbers.get("latency"), tags, "latency")]

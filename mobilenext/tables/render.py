@@ -9,7 +9,7 @@ SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$",
+    "\u202f": r"\,", "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$",
     **{sign: rf"\textsuperscript{{{digit}}}" for digit, sign in enumerate(SUPERSCRIPTS)},
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ def test_a_run_beside_the_paper(tmp_path: Path) -> None:
     found = tables(tmp_path, *results, fake_result("mobilenetv2", top1=72.0))
     (name,) = [name for name in found if name.startswith("width_table")]
     ours = found[name].columns.index("top-1: paper") + 1
-    by_name = {row[0].rstrip("⁰¹²³⁴⁵⁶⁷⁸⁹") + row[1]: row[ours:] for row in found[name].rows}
+    by_name = {row[0].rstrip("⁰¹²³⁴⁵⁶⁷⁸⁹\u202f") + row[1]: row[ours:] for row in found[name].rows}
     assert by_name["MobileNeXt1.0"] == ("73.90 ± 0.14", "−0.12", "0, 1", "74.00", "01234567")
     assert by_name["MobileNetV21.0"] == ("72.00", "−0.30", "0", "72.10", "01234567")
     assert by_name["MobileNeXt0.5"][0] == "not measured"

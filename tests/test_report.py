@@ -1,0 +1,172 @@
+"""scripts/report.py, as a user meets it: the command, and the page in a real browser."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.results import fake_result, small_result, write_results
+
+pytest.importorskip("matplotlib", reason="needs the extra report: matplotlib")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def test_a_page_of_runs(run, tmp_path: Path) -> None:
+    runs = write_results(tmp_path, fake_result(), small_result())
+    done = run("scripts/report.py", runs, "output=out/page.html", "title=Mine")
+    assert "out/page.html: 2 runs" in done.stdout
+    text = (tmp_path / "out/page.html").read_text()
+    assert "<title>Mine</title>" in text
+    assert "http://" not in text.replace("http://www.w3.org/", "")
+    assert "https://" not in text
+
+
+def test_no_runs(run, tmp_path: Path) -> None:
+    done = run("scripts/report.py", "nowhere", ok=False)
+    assert done.returncode == 1
+    assert "error: nowhere: expected a run folder" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def results() -> list[dict[str, Any]]:
+    evil = "<script>document.title = 'run'</script>"
+    return [
+        fake_result(command=evil),
+        *(small_result(model=model, width=width, seed=seed, top1=40 + 20 * width + seed)
+          for model in ("mobilenext", "mobilenetv2") for width in (0.35, 1.0) for seed in (0, 1)),
+        small_result(identity=0.5, width=0.35, top1=45.0),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mobilenext.tables import read_results
+    from mobilenext.tables.page import render_page
+
+    folder = tmp_path_factory.mktemp("report")
+    path = folder / "report.html"
+    path.write_text(render_page(read_results([write_results(folder, *results())]), "A report"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip)")
+    found = [path for name in BROWSERS if (path := shutil.which(name))]
+    if not found:
+        pytest.skip(f"no browser: looked for {', '.join(BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def opened(browser: Any, path: Path, width: int = 1280, scheme: str = "light") -> Any:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.said, page.asked_for = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked_for.append(request.url))
+    page.goto(path.as_uri())
+    return page
+
+
+def test_it_needs_no_network_and_runs_no_script(browser: Any, page_path: Path) -> None:
+    page = opened(browser, page_path)
+    assert page.said == []
+    assert page.asked_for == [page_path.as_uri()]
+    assert page.title() == "A report"
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_makes_the_page_scroll_sideways(browser: Any, page_path: Path, width: int) -> None:
+    page = opened(browser, page_path, width)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_screen_reader_finds_its_way(browser: Any, page_path: Path) -> None:
+    page = opened(browser, page_path)
+    assert page.evaluate("document.documentElement.lang") == "en"
+    for landmark in ("header", "nav[aria-label]", "main", "footer"):
+        assert page.locator(landmark).count() == 1
+    levels = page.evaluate(
+        "[...document.querySelectorAll('h1,h2,h3,h4')].map(one => +one.tagName[1])"
+    )
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    charts = page.locator("svg")
+    assert charts.count() >= 8
+    assert charts.count() == page.get_by_role("img").count()
+    for number in range(charts.count()):
+        names = charts.nth(number).get_attribute("aria-labelledby").split()
+        assert all(page.evaluate("id => document.getElementById(id).textContent", n) for n in names)
+    assert page.locator("figure").count() == page.locator("figure details table").count()
+    assert page.locator("table").count() == page.locator("table > caption").count()
+    assert page.locator("th:not([scope])").count() == 0
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(one => one.id)")
+    assert len(ids) == len(set(ids))
+    broken = page.evaluate(
+        "[...document.querySelectorAll('a[href^=\"#\"]')]"
+        ".filter(one => !document.getElementById(one.hash.slice(1))).length"
+    )
+    assert broken == 0
+
+
+def test_everything_can_be_reached_by_keyboard(browser: Any, page_path: Path) -> None:
+    page = opened(browser, page_path)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the tables"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.className || "
+                                  "document.activeElement.tagName"))  # fmt: skip
+    assert {"A", "scroll", "SUMMARY"} <= reached
+    summary = page.locator("details.run > summary").first
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("details.run").first.evaluate("one => one.open")
+    assert page.locator("details.run pre").first.is_visible()
+
+
+CONTRAST = """
+colours => {
+  const curve = c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const channel = c => curve(c / 255);
+  const light = text => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(Number);
+    return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  };
+  const probe = document.createElement('div');
+  document.body.append(probe);
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const found = {page};
+  for (const name of colours) {
+    probe.style.color = `var(--${name})`;
+    const one = light(getComputedStyle(probe).color);
+    found[name] = (Math.max(one, page) + 0.05) / (Math.min(one, page) + 0.05);
+  }
+  return found;
+}
+"""
+
+
+def test_colours_can_be_told_from_the_page(browser: Any, page_path: Path, scheme: str) -> None:
+    page = opened(browser, page_path, scheme=scheme)
+    names = ["text", "quiet", "accent", *(f"series-{number}" for number in range(1, 5))]
+    found = page.evaluate(CONTRAST, names)
+    assert (found.pop("page") < 0.1) == (scheme == "dark")
+    assert all(contrast >= 4.5 for contrast in found.values()), found
+    drawn = page.locator("svg text").first.evaluate("one => getComputedStyle(one).fill")
+    assert drawn == page.evaluate("getComputedStyle(document.body).color")
