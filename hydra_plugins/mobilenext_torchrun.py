@@ -132,7 +132,7 @@ class TorchrunLauncher(Launcher):
         from mobilenext.main import planned
         from mobilenext.runtime.sweep import SweepJob, job_command
 
-        common = set(job_overrides[0]).intersection(*job_overrides[1:])
+        common = set(sys.argv[1:])
         place = "" if self.nodes == 1 else f"-{os.uname().nodename}"
         logs = Path(str(self.config.hydra.sweep.dir)) / "logs"
         jobs, configs = [], []

@@ -1,5 +1,6 @@
 """Sweeps of real runs: processes, failures, kills, signals, several nodes."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -9,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
+from hydra_plugins.mobilenext_torchrun import TorchrunLauncher
+from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.runtime.sweep import SweepJob
 from tests.compare import assert_same_run
 from tests.conftest import command, environment
 
@@ -153,6 +159,41 @@ def test_jobs_of_a_killed_launcher_save_and_end(tmp_path: Path, processes: int) 
         time.sleep(0.1)
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
     assert list(tmp_path.glob("runs/*/*/last.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs the extra optuna")
+def test_a_search_gets_its_values_and_goes_on(run, tmp_path: Path) -> None:
+    search = ("train.py", "-m", "experiment=search", "epochs=1", "data.global_batch_size=96")
+    done = run(*search, "hydra.sweeper.n_trials=2")
+    assert done.stdout.count(": running") == 2
+    best = max(result["top1"] for result in results(tmp_path))
+    found = yaml.safe_load((tmp_path / "runs/sweeps/optimization_results.yaml").read_text())
+    assert found["best_value"] == best
+    assert len({result["config"]["optimizer"]["lr"] for result in results(tmp_path)}) == 2
+    again = run(*search, "hydra.sweeper.n_trials=3")
+    assert again.stdout.count(": running") == 1
+    assert again.stdout.count("finished earlier") == 4
+
+
+def launcher(objective: str | None) -> TorchrunLauncher:
+    return TorchrunLauncher(1, None, 1, 0, 1, None, objective)
+
+
+def test_what_a_sweeper_gets(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create("")
+    folder.write_result({"top1": 50.0})
+    good = SweepJob(0, "a", [], tmp_path / "log", folder, state="finished")
+    bad = SweepJob(1, "b", [], tmp_path / "log", state="failed", note="exit code 1")
+    config = OmegaConf.create()
+    assert launcher(None)._returned(good, config, []).return_value == {"top1": 50.0}
+    assert launcher(None)._returned(bad, config, []).return_value is None
+    assert launcher("top1")._returned(good, config, []).return_value == 50.0
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        _ = launcher("top1")._returned(bad, config, []).return_value
+    with pytest.raises(RuntimeError, match="has no entry latency"):
+        _ = launcher("latency")._returned(good, config, []).return_value
 
 
 def test_a_line_for_each_job_where_there_is_a_terminal(tmp_path: Path) -> None:
