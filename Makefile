@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench tables clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ format: $(VENV)/.installed-dev ## format and mend what ruff can mend
 
 bench: $(VENV)/.installed ## measure our training loop against a plain one
 	$(BIN)/python benchmarks/loop.py
+
+tables: $(VENV)/.installed ## render the tables in README and docs anew from the measured results
+	$(BIN)/python scripts/tables.py 'update=[README.md,docs/tables.md]' > /dev/null
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

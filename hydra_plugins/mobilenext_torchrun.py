@@ -6,7 +6,7 @@ Hydra program of the environment starts: heavy imports wait until a sweep does.
 
 import copy
 import logging
-import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class TorchrunLauncher(Launcher):
         from mobilenext.runtime.sweep import SweepJob, job_command
 
         common = set(sys.argv[1:])
-        place = "" if self.nodes == 1 else f"-{os.uname().nodename}"
+        place = "" if self.nodes == 1 else f"-{socket.gethostname()}"
         logs = Path(str(self.config.hydra.sweep.dir)) / "logs"
         jobs, configs = [], []
         for number, overrides in enumerate(job_overrides, first):
@@ -153,7 +153,7 @@ class TorchrunLauncher(Launcher):
                 del composed["hydra"]
             try:
                 typed, job.folder = planned(composed)
-                job.epochs = getattr(typed, "epochs", None)
+                job.epochs, job.nodes = getattr(typed, "epochs", None), self.nodes
             except UserError as error:
                 job.problem = f"error: {error}"
             if job.folder is not None:

@@ -401,6 +401,9 @@ class TablesConfig:
     """Run folders, folders of such, or result.json files; none: those that came with the source."""
     output: str | None = None
     """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
+    update: list[str] = field(default_factory=list)
+    """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
+    <!-- /table -->."""
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Tables from result.json files: measured numbers beside the paper's."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mobilenext.tables import (
     to_markdown,
 )
 
+MARKED = re.compile(r"<!-- table: (\S+) -->.*?<!-- /table -->", re.DOTALL)
 FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
 
 
@@ -52,4 +54,37 @@ def render_tables(config: TablesConfig, process: Process, folder: RunFolder) -> 
         except OSError as error:
             raise InputError(f"output={config.output}: can't write there ({error})") from error
         say(f"\nwritten to {output}: {', '.join(table.name for table in tables)}", process)
-    return {"tables": {table.name: to_markdown(table) for table in tables}}
+    rendered = {table.name: to_markdown(table) for table in tables}
+    for name in config.update:
+        _update(Path(name).expanduser(), rendered)
+    return {"tables": rendered}
+
+
+def renew(text: str, tables: dict[str, str]) -> str:
+    """Markdown with its marked tables rendered anew.
+
+    Args:
+        text: Has <!-- table: NAME --> and <!-- /table --> around each table.
+        tables: Markdown by name.
+
+    Raises:
+        InputError: There is no table of such a name.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in tables:
+            raise InputError(f"there is no table {name}: expected one of {', '.join(tables)}")
+        return f"<!-- table: {name} -->\n{tables[name]}<!-- /table -->"
+
+    return MARKED.sub(replace, text)
+
+
+def _update(path: Path, tables: dict[str, str]) -> None:
+    try:
+        old = path.read_text()
+        new = renew(old, tables)
+        if new != old:
+            write_atomically(path, lambda file: file.write(new.encode()))
+    except OSError as error:
+        raise InputError(f"update={path}: expected a Markdown file ({error})") from error

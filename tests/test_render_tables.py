@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
+from mobilenext.render_tables import MARKED, renew
+from mobilenext.tables import measured_results, tables_of, to_markdown
+from tests.conftest import REPO
 from tests.results import fake_result, small_result, write_results
 
 
@@ -20,6 +25,30 @@ def test_the_measured_results_without_arguments(run, tmp_path: Path) -> None:
     done = run("scripts/tables.py")
     assert "imagenette, 96 px, 8 epochs" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_in_a_file_are_renewed(run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
+    run("scripts/tables.py", "update=[page.md]")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table: width_table -->\n**Width multipliers, ImageNet")
+    assert text.endswith("<!-- /table -->\nafter\n")
+    assert "old" not in text
+    page.write_text("<!-- table: nothing -->\n<!-- /table -->")
+    done = run("scripts/tables.py", "update=[page.md]", ok=False)
+    assert "error: there is no table nothing: expected one of width_table" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])
+def test_rendered_tables_are_fresh(name: str) -> None:
+    """`make tables` renews them."""
+    text = (REPO / name).read_text()
+    tables = {table.name: to_markdown(table) for table in tables_of(measured_results())}
+    assert MARKED.search(text)
+    assert renew(text, tables) == text
+    if name != "README.md":
+        assert set(MARKED.findall(text)) == set(tables)
 
 
 def test_no_results(run, tmp_path: Path) -> None:

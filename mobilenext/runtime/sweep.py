@@ -61,6 +61,8 @@ class SweepJob:
     folder: RunFolder | None = None
     """Of its run, if it has one."""
     epochs: int | None = None
+    nodes: int = 1
+    """Machines that have to start it together."""
     problem: str | None = None
     """Why it can't be started, if so."""
 
@@ -168,6 +170,7 @@ class Sweep:
     slots: list[Slot]
     retries: int = 0
     """How often a job that has failed is started again; it goes on from its checkpoint."""
+    looked_at: float = 0.0
     waiting: deque[SweepJob] = field(default_factory=deque)
     free: list[Slot] = field(default_factory=list)
 
@@ -203,6 +206,11 @@ class Sweep:
         return [job for job in self.jobs if job.process is not None]
 
     def _start_some(self) -> None:
+        """Start what can be; all are looked at first, then when there is room, once a second."""
+        now = time.monotonic()
+        if self.looked_at and (not self.free or now - self.looked_at < TELL_EVERY_SECONDS):
+            return
+        self.looked_at = now
         for _ in range(len(self.waiting)):
             job = self.waiting.popleft()
             if job.problem is not None:
@@ -217,7 +225,7 @@ class Sweep:
                 job.state, job.note = "finished", "earlier"
                 continue
             here = any(other.folder and _same(other, job) for other in self._running)
-            elsewhere = not here and job.folder is not None and job.folder.in_use()
+            elsewhere = not here and _used_elsewhere(job)
             job.note = "its folder is in use" if here or elsewhere else ""
             if here or elsewhere or not self.free:
                 self.waiting.append(job)
@@ -235,8 +243,9 @@ class Sweep:
             now = datetime.now(UTC).isoformat(" ", "seconds")
             log.write(f"# {now} {socket.gethostname()} {' '.join(job.command)}\n".encode())
             log.flush()
+            bootstrap = [sys.executable, "-c", BOOTSTRAP, str(os.getpid()), cores]
             job.process = subprocess.Popen(
-                [sys.executable, "-c", BOOTSTRAP, str(os.getpid()), cores, *job.command],
+                [*(bootstrap if os.name == "posix" else []), *job.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -254,11 +263,12 @@ class Sweep:
                 continue
             job.process = None
             self.free.append(job.slot)
+            self.looked_at = 0.0
             if code == 0:
                 job.state = "finished"
             elif stopping:
                 job.state = "preempted"
-            elif job.folder is not None and job.folder.in_use():
+            elif _used_elsewhere(job):
                 job.state, job.attempts = "waiting", job.attempts - 1  # somebody was faster
                 self.waiting.append(job)
             elif job.attempts <= self.retries:
@@ -273,6 +283,10 @@ class Sweep:
         for job in running:
             assert job.process is not None
             job.process.send_signal(signal.SIGTERM)
+
+
+ENDED = ("finished", "failed", "preempted")
+"""States that no other follows."""
 
 
 class View:
@@ -308,11 +322,14 @@ class View:
             return
         self.shown_at = time.monotonic()
         for place, job in enumerate(self.jobs):
+            if job.told and job.told[0] == job.state in ENDED:
+                continue
             epoch, text = progress(job)
             if self.bars:
                 bar = self.bars[place]
                 bar.n = (job.epochs or 0) if job.state == "finished" else epoch
                 bar.set_postfix_str(text)
+                job.told = (job.state,)
             elif (job.state, job.note, epoch) != job.told:
                 if job.told or job.state != "waiting":
                     say(f"#{job.number} {job.label}: {text}")
@@ -355,6 +372,11 @@ def summary(jobs: list[SweepJob]) -> str:
         elif job.state == "finished" and job.folder is not None:
             lines[-1] += f"  {job.folder.path}"
     return "\n".join(lines)
+
+
+def _used_elsewhere(job: SweepJob) -> bool:
+    """Whether another sweep runs it, perhaps on another machine, unless that is part of the job."""
+    return job.nodes == 1 and job.folder is not None and job.folder.in_use()
 
 
 def _same(one: SweepJob, other: SweepJob) -> bool:
