@@ -8,8 +8,19 @@ from typing import Any
 
 import yaml
 
-TABLES = ("counts", "state_of_the_art", "quantization", "extra_depthwise", "ablation", "detection",
-          "darts", "released_runs", "reimplementations")  # fmt: skip
+TABLES = (
+    "counts",
+    "other_readings",
+    "state_of_the_art",
+    "quantization",
+    "extra_depthwise",
+    "ablation",
+    "latency_ranges",
+    "detection",
+    "darts",
+    "released_runs",
+    "reimplementations",
+)
 """Those of `published_table`."""
 
 
