@@ -59,6 +59,32 @@ def environment(processes: int = 1) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 
 
+def in_terminal(arguments: list[str], cwd: Path, env: dict[str, str]) -> tuple[str, str]:
+    """Run a command whose standard error is a terminal; returns what came there and on stdout."""
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    mine, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 170))
+    with subprocess.Popen(
+        arguments, cwd=cwd, stdout=subprocess.PIPE, stderr=terminal, env=env
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(mine, 65536)
+            except OSError:  # Linux says so when the other end has closed
+                break
+            if not piece:
+                break
+            shown += piece
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+    os.close(mine)
+    assert process.returncode == 0
+    return shown.decode(), said
+
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -1,14 +1,11 @@
 """The command line, as a user meets it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import command, environment, in_terminal
 
 SMALL = ("width=0.35", "data.global_batch_size=96")
 
@@ -66,7 +63,7 @@ def test_a_file_that_says_it_is_a_sweep_is_refused_too(run, tmp_path: Path) -> N
     assert not list(tmp_path.glob("runs/mobilenext*"))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "basic"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("basic", marks=pytest.mark.slow)])
 def test_a_sweep_runs_and_a_failing_job_does_not_stop_it(
     run, tmp_path: Path, launcher: str
 ) -> None:
@@ -104,31 +101,9 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
 
 
 def test_a_progress_bar_where_there_is_one(tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
-    termios = pytest.importorskip("termios")
-    mine, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (40, 170))
-    command = [sys.executable, str(REPO / "train.py"), *SMALL, "epochs=1", "runtime.log_every=2"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        env={**os.environ, "COLUMNS": "150"},
-    ) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(mine, 65536)
-            except OSError:  # Linux says so when the other end has closed
-                break
-            if not piece:
-                break
-            shown += piece
-        assert process.wait() == 0
-    os.close(mine)
-    bar = shown.decode().split("\r")
+    arguments = command("train.py", *SMALL, "epochs=1", "runtime.log_every=2")
+    shown, _ = in_terminal(arguments, tmp_path, {**environment(), "COLUMNS": "150"})
+    bar = shown.split("\r")
     assert any("epoch 1/1" in state and "/14" in state for state in bar)
     assert any("train top-1" in state and "images/s" in state for state in bar)
 

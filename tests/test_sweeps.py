@@ -17,7 +17,7 @@ from hydra_plugins.mobilenext_torchrun import TorchrunLauncher
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.sweep import SweepJob
 from tests.compare import assert_same_run
-from tests.conftest import command, environment
+from tests.conftest import command, environment, in_terminal
 
 SMALL = ("width=0.35", "data.global_batch_size=96", "runtime.log_every=4")
 OFTEN = ("checkpoint.every_steps=3", "checkpoint.max_share=1")
@@ -197,36 +197,9 @@ def test_what_a_sweeper_gets(tmp_path: Path) -> None:
 
 
 def test_a_line_for_each_job_where_there_is_a_terminal(tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
-    termios = pytest.importorskip("termios")
-    mine, terminal = pty.openpty()
-    termios.tcsetwinsize(terminal, (40, 170))
-    arguments = command("train.py", "-m", *SMALL, "epochs=2", "seed=0,1")
-    with subprocess.Popen(
-        arguments,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=terminal,
-        env=environment(),
-    ) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(mine, 65536)
-            except OSError:  # Linux says so when the other end has closed
-                break
-            if not piece:
-                break
-            shown += piece
-        assert process.wait() == 0
-        assert process.stdout is not None
-        said = process.stdout.read().decode()
-    os.close(mine)
-    text = shown.decode()
-    assert "seed=0" in text
-    assert "seed=1" in text
-    for state in ("waiting", "running", "finished", "images/s", "left"):
-        assert state in text
-    assert "#0" not in text, "a line for each change is for where there is no terminal"
-    assert "sweep of 2 jobs: 2 finished" in said
+    arguments = command("train.py", "-m", *SMALL, "epochs=1", "seed=0")
+    shown, said = in_terminal(arguments, tmp_path, environment())
+    for text in ("seed=0", "waiting", "running", "finished", "images/s", "left"):
+        assert text in shown
+    assert "#0" not in shown, "a line for each change is for where there is no terminal"
+    assert "sweep of 1 job: 1 finished" in said

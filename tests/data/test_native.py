@@ -133,7 +133,8 @@ def test_crops_of_large_images_have_pillows_pixels(pool: native.Pool, kind: str)
 @pytest.mark.parametrize("kind", BASELINE)
 def test_the_usual_kinds_need_no_libjpeg(pool: native.Pool, kind: str) -> None:
     """`mn_entropy` never falls back on it."""
-    items = loaded(pool, [of_kind(kind, photo())])
+    data = of_kind(kind, photo())  # items only point to it
+    items = loaded(pool, [data])
     width, height = int(items["width"][0]), int(items["height"][0])
     pool.entropy(items, view_of((0, 0, width, height)))
     assert items["status"].tolist() == [native.OK]
