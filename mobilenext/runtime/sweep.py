@@ -301,11 +301,13 @@ class View:
         if sys.stderr.isatty():
             width = max(len(job.label) for job in self.jobs)
             for place, job in enumerate(self.jobs):
+                text: Any = [""]  # a string would come with a comma before it
                 bar = tqdm(
                     total=job.epochs,
                     desc=f"{job.label:<{width}}",
                     position=place,
-                    bar_format="{desc} {bar:12} {postfix}",
+                    bar_format="{desc} {bar:12} {postfix[0]}",
+                    postfix=text,
                 )
                 self.bars.append(bar)
         return self
@@ -328,7 +330,9 @@ class View:
             if self.bars:
                 bar = self.bars[place]
                 bar.n = (job.epochs or 0) if job.state == "finished" else epoch
-                bar.set_postfix_str(text)
+                line: Any = [text]
+                bar.postfix = line
+                bar.refresh()
                 job.told = (job.state,)
             elif (job.state, job.note, epoch) != job.told:
                 if job.told or job.state != "waiting":
