@@ -40,7 +40,18 @@ def composed(*overrides: str, job: str = "train") -> Any:
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    found = (CONFIG_DIR / group).rglob("*.yaml")
+    return sorted(str(path.relative_to(CONFIG_DIR / group).with_suffix("")) for path in found)
+
+
+NEEDS_NAME = {"timm": "resnet18", "torchvision": "shufflenet_v2_x0_5"}
+"""Choices of `model` that stand for many networks, and one of each."""
+
+
+def with_name(choice: str) -> list[str]:
+    """The override that chooses a model, and its name and data that ask for no strides."""
+    more = [f"model.name={NEEDS_NAME[choice]}", "data=imagenette"] if choice in NEEDS_NAME else []
+    return [f"model={choice}", *more]
 
 
 GROUPS = ["model", "data", "augment", "optimizer", "schedule", "runtime", "experiment"]
@@ -56,7 +67,7 @@ ALL = [
 
 @pytest.mark.parametrize(("group", "choice"), ALL)
 def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
-    config = composed(f"{group}={choice}")
+    config = composed(*(with_name(choice) if group == "model" else [f"{group}={choice}"]))
     assert isinstance(config, TrainConfig)
     network = build(config.model.network, num_classes=10)
     groups = weight_decay_groups(network, 1e-4, config.decay_norm_and_bias)
@@ -81,8 +92,13 @@ def test_every_config_says_what_it_is(path: Path) -> None:
     assert path.read_text().startswith("#")
 
 
-@pytest.mark.parametrize("model", choices("model"))
-def test_multipliers_reach_the_network(model: str) -> None:
+NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends", "ablation/extra_depthwise",
+               "ablation/shortcut_thin", "ablation/shortcut_none", *NEEDS_NAME)  # fmt: skip
+"""Models that have no identity tensor multiplier, and say so."""
+
+
+@pytest.mark.parametrize("model", sorted(set(choices("model")) - set(NEEDS_NAME)))
+def test_the_width_reaches_the_network(model: str) -> None:
     config = composed(f"model={model}", "width=0.6", "data=synthetic")
     network = build(config.model.network, num_classes=1000)
     reference = build({**config.model.network, "width_mult": 0.6}, num_classes=1000)
@@ -90,15 +106,36 @@ def test_multipliers_reach_the_network(model: str) -> None:
     params = measure_complexity(network).params
     assert params == measure_complexity(reference).params
     assert params < measure_complexity(default).params
-    config = composed(f"model={model}", "identity=1/3", "data=synthetic")
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_the_identity_multiplier_reaches_the_network_or_is_refused(model: str) -> None:
+    config = composed(*with_name(model), "identity=1/3")
     assert config.identity == 1 / 3
-    if model == "mobilenext":
-        network = build(config.model.network, num_classes=10)
-        assert network.features[20].identity_channels == 0
-        assert network.features[19].identity_channels == 320
-    else:
-        with pytest.raises(InputError, match="has no identity tensor multiplier"):
+    if model in NO_IDENTITY:
+        with pytest.raises(InputError, match=r"no such knob|ha(s|ve) no identity tensor"):
             build(config.model.network, num_classes=10)
+        return
+    network = build(config.model.network, num_classes=10)
+    blocks = [m for m in network.modules() if getattr(m, "residual", False)]
+    assert len(blocks) >= 9
+    for block in blocks:
+        assert block.identity_channels == pytest.approx(block.out_channels / 3, abs=1)
+
+
+@pytest.mark.parametrize("model", NEEDS_NAME)
+def test_other_libraries_networks(model: str) -> None:
+    network = build(composed(*with_name(model)).model.network, num_classes=7)
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    for wrong, message in [
+        ("width=0.5", r"no such knob: expected width=1, got 0\.5"),
+        ("strides=[1,2,2,2,2]", "expected strides="),
+        ("model.name=resnet1", "has no such network; did you mean resnet"),
+        ("+model.network.depth=3", "can't be built with|has no argument"),
+    ]:
+        config = composed(*with_name(model), wrong)
+        with pytest.raises(InputError, match=message):
+            build(config.model.network, num_classes=7)
 
 
 def test_the_recipe_follows_the_data() -> None:
@@ -125,6 +162,19 @@ TABLES = {
     "identity_table": "mobilenext_official",
     "identity_table_paper_text": "mobilenext_paper_text",
     "imagenette_tables": "imagenette_short",
+    **{
+        f"ablation_{what}": "mobilenext_official"
+        for what in (
+            "design",
+            "activation",
+            "depthwise",
+            "ratio",
+            "kernel",
+            "shortcut",
+            "extra_depthwise",
+        )
+    },
+    "efficientnet_table": "mnext_s_official",
 }
 """Sweeps and the experiments whose values they take."""
 
@@ -135,9 +185,10 @@ def test_experiments_take_either_model_and_any_width(model: str, width: float) -
     for experiment in set(choices("experiment")) - {"search"}:
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
         recipe = TABLES.get(experiment, experiment)
-        assert config.data.name == recipe.partition("_")[0].replace("mobilenext", "imagenet")
+        assert config.data.name == ("imagenette" if "imagenette" in recipe else "imagenet")
         assert config.model.network["width_mult"] == width
-        assert config.name == f"{recipe}-{model}-{width}"
+        assert config.name.startswith(recipe.partition("_")[0])
+        assert config.name.endswith(f"{model}-{width}")
         alone = composed(f"experiment={recipe}", f"model={model}", f"width={width}")
         assert fingerprint(config) == fingerprint(alone)
 
@@ -158,6 +209,9 @@ def test_sweeps_have_the_jobs_of_their_table(sweep: str) -> None:
         }
     elif sweep.startswith("width"):
         wanted = {(row.model, row.width, 1.0, 0) for row in published_rows("width_table")}
+    elif sweep != "imagenette_tables":
+        assert all(width == 1 for _, width, _, _ in networks)
+        return
     else:
         models, widths = ("mobilenext", "mobilenetv2"), (0.35, 0.5, 1.0)
         wanted = {(m, w, 1.0, seed) for m in models for w in widths for seed in (0, 1)}
@@ -292,7 +346,7 @@ def test_nested_and_partial_targets() -> None:
         ("optimizer.momentum=0", "did not take .*momentum.*Nesterov"),
         ("optimizer.weight_decay=-1", "did not take .*weight_decay"),
         ("optimizer.nesterov=maybe", "nesterov='maybe': expected true or false"),
-        ("model.network.dropout=2", "did not take .*dropout"),
+        ("model.network.dropout=2", r"dropout: expected a number in \[0, 1\), got 2"),
     ],
 )
 def test_values_that_a_constructor_refuses(override: str, message: str) -> None:

@@ -102,7 +102,8 @@ def _stages(
     for child, module in network.named_children():
         if child not in shapes:
             continue
-        if child != "features" or not isinstance(module, nn.Sequential):
+        whole = any(f"{child}.{index}" not in shapes for index, _ in module.named_children())
+        if child != "features" or not isinstance(module, nn.Sequential) or whole:
             if count_params(module):
                 yield child, [child]
             continue

@@ -1,7 +1,9 @@
 """What the networks of this package share: channel rounding, convolution + norm, initialisation."""
 
+import math
 from collections.abc import Callable, Sequence
 
+from timm.layers.create_conv2d import create_conv2d
 from torch import nn
 
 from mobilenext.errors import InputError
@@ -34,20 +36,31 @@ def conv_norm(
     groups: int = 1,
     norm_layer: NormLayer = nn.BatchNorm2d,
     activation_layer: ActivationLayer | None = None,
+    padding: str = "",
 ) -> list[nn.Module]:
-    """A bias-free convolution that keeps the size (over stride), its norm, maybe an activation."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False,
-        ),
-        norm_layer(out_channels),
-    ]
+    """A bias-free convolution that keeps the size (over stride), its norm, maybe an activation.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Odd.
+        stride: Of the convolution.
+        groups: Of the convolution.
+        norm_layer: Makes the norm for a number of channels.
+        activation_layer: Makes the activation; None: there is none.
+        padding: "" for as much on all sides; "same" for TensorFlow's, which is not symmetric where
+            the stride is 2.
+    """
+    convolution = create_conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        groups=groups,
+        bias=False,
+        padding=padding,
+    )
+    layers: list[nn.Module] = [convolution, norm_layer(out_channels)]
     if activation_layer is not None:
         layers.append(activation_layer())
     return layers
@@ -74,10 +87,35 @@ def initialize(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def initialize_by_fan_out(network: nn.Module) -> None:
+    """Initialise as EfficientNet and timm do.
+
+    Convolutions from N(0, 2 / (k * k * out_channels / groups)), norms to 1 and 0, linear layers
+    from U(-a, a) with a = out_features ** -0.5 and zero bias.
+    Source: https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            bound = 1.0 / math.sqrt(module.out_features)
+            nn.init.uniform_(module.weight, -bound, bound)
+            nn.init.zeros_(module.bias)
+
+
 def check_width(width_mult: float) -> None:
     """Raise `InputError` unless the width multiplier is above 0."""
     if not width_mult > 0:
         raise InputError(f"width multiplier: expected a number above 0, got {width_mult}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise `InputError` unless a probability is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise InputError(f"{name}: expected a number in [0, 1), got {value}")
 
 
 def check_strides(strides: Sequence[int], count: int, network: str) -> None:

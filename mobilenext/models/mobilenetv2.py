@@ -1,16 +1,18 @@
 """MobileNetV2 (arXiv 1801.04381): torchvision's, behind the interface of our networks.
 
 The file `mobilenetv2.py` in the MobileNeXt authors' repository is not MobileNetV2: it was left in
-the state of an ablation (depthwise convolutions at the thin ends). This one is the baseline.
+the state of an ablation (depthwise convolutions at the thin ends). This one is the baseline; with
+`block` it is that ablation, or the one with an extra depthwise convolution.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenext.errors import InputError
-from mobilenext.models.layers import check_strides, check_width
+from mobilenext.models.layers import NormLayer, check_strides, check_width, conv_norm, relu6
 
 INVERTED_RESIDUALS = (
     # expansion, channels, repeats, stride (paper, table 2)
@@ -25,7 +27,7 @@ INVERTED_RESIDUALS = (
 
 
 class MobileNetV2(torchvision.models.MobileNetV2):
-    """torchvision's MobileNetV2 with selectable strides.
+    """torchvision's MobileNetV2 with selectable strides and blocks.
 
     Args:
         width_mult: Width multiplier, above 0.
@@ -33,6 +35,8 @@ class MobileNetV2(torchvision.models.MobileNetV2):
         num_classes: Logits.
         dropout: Probability before the classifier.
         strides: Of the five downsampling layers, the stem first; all 2 for 224 px.
+        block: Makes the blocks from in_channels, out_channels, stride, expand_ratio and norm_layer,
+            for instance a `functools.partial` of `InvertedResidualVariant`; None: torchvision's.
 
     Shapes:
         images (N, 3, H, W) to logits (N, num_classes).
@@ -48,6 +52,7 @@ class MobileNetV2(torchvision.models.MobileNetV2):
         num_classes: int = 1000,
         dropout: float = 0.2,
         strides: Sequence[int] = (2, 2, 2, 2, 2),
+        block: Callable[..., nn.Module] | None = None,
     ) -> None:
         check_width(width_mult)
         check_strides(strides, 5, "MobileNetV2")
@@ -67,7 +72,89 @@ class MobileNetV2(torchvision.models.MobileNetV2):
             width_mult=width_mult,
             inverted_residual_setting=setting,
             dropout=dropout,
+            block=block,
         )
         stem = self.features[0][0]  # pyright: ignore[reportIndexIssue]
         assert isinstance(stem, nn.Conv2d)
         stem.stride = (stem_stride, stem_stride)
+
+
+class InvertedResidualVariant(nn.Module):
+    """MobileNetV2's block with its depthwise convolutions elsewhere, or one more of them.
+
+    - `ends`, ablation (c): 3x3 depthwise and activation in the thin input, 1x1 expand and
+      activation, 1x1 reduce with the stride, 3x3 depthwise and activation in the thin output. This
+      is what `mobilenetv2.py` in the MobileNeXt authors' repository has (an activation before the
+      shortcut is added, stride in a 1x1 convolution).
+    - `twice`: 1x1 expand and activation, two 3x3 depthwise convolutions in the wide middle (the
+      first linear, the second with the stride and an activation), 1x1 reduce: the authors' check
+      that more depthwise convolutions alone are not what makes MobileNeXt better; their code for it
+      is commented out in the same file.
+
+    In both, the block without expansion has two depthwise convolutions in a row.
+
+    Args:
+        in_channels: Channels of the thin input.
+        out_channels: Channels of the thin output.
+        stride: 1 or 2.
+        expand_ratio: Channels of the wide middle over those of the input.
+        norm_layer: Makes the norm for a number of channels.
+        depthwise: ends or twice.
+
+    Shapes:
+        input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Raises:
+        InputError: A stride or a place other than these.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        expand_ratio: int,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        *,
+        depthwise: Literal["ends", "twice"] = "ends",
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2):
+            raise InputError(f"stride of an inverted residual: expected 1 or 2, got {stride}")
+        if depthwise not in ("ends", "twice"):
+            raise InputError(f"depthwise: expected ends or twice, got {depthwise!r}")
+        hidden = in_channels * expand_ratio
+        layers: list[nn.Module] = []
+
+        def add(into: int, out: int, kernel: int, stride: int, activated: bool) -> None:
+            groups = into if kernel > 1 else 1
+            activation = relu6 if activated else None
+            layers.extend(
+                conv_norm(
+                    into,
+                    out,
+                    kernel,
+                    stride=stride,
+                    groups=groups,
+                    norm_layer=norm_layer,
+                    activation_layer=activation,
+                )
+            )
+
+        if depthwise == "ends" and expand_ratio != 1:
+            add(in_channels, in_channels, 3, 1, activated=True)
+            add(in_channels, hidden, 1, 1, activated=True)
+            add(hidden, out_channels, 1, stride, activated=False)
+            add(out_channels, out_channels, 3, 1, activated=True)
+        else:
+            if expand_ratio != 1:
+                add(in_channels, hidden, 1, 1, activated=True)
+            add(hidden, hidden, 3, 1, activated=False)
+            add(hidden, hidden, 3, stride, activated=True)
+            add(hidden, out_channels, 1, 1, activated=False)
+        self.conv = nn.Sequential(*layers)
+        self.use_res_connect = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return x + self.conv(x) if self.use_res_connect else self.conv(x)

@@ -1,0 +1,99 @@
+"""Classifiers of timm and torchvision behind the interface of our networks."""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+from mobilenext.errors import InputError
+
+
+def timm_model(
+    model_name: str,
+    width_mult: float = 1.0,
+    identity_tensor_multiplier: float = 1.0,
+    num_classes: int = 1000,
+    strides: Sequence[int] = (2, 2, 2, 2, 2),
+    **arguments: Any,
+) -> nn.Module:
+    """A network of timm, ours among them, without weights.
+
+    Args:
+        model_name: As `timm.list_models()` has it.
+        width_mult: Has to be 1: timm's networks have their width in their name.
+        identity_tensor_multiplier: Has to be 1.
+        num_classes: Logits.
+        strides: Have to be 2 each.
+        **arguments: For `timm.create_model`: drop_rate, drop_path_rate, img_size, ...
+
+    Raises:
+        InputError: There is no such network, or it does not take the arguments.
+    """
+    _check_knobs("timm's", model_name, width_mult, identity_tensor_multiplier, strides)
+    if not timm.is_model(model_name.split(".")[0]):
+        raise _unknown("timm", model_name, timm.list_models())
+    try:
+        return timm.create_model(model_name, num_classes=num_classes, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise InputError(f"timm's {model_name} can't be built with {arguments}: {error}") from error
+
+
+def torchvision_model(
+    model_name: str,
+    width_mult: float = 1.0,
+    identity_tensor_multiplier: float = 1.0,
+    num_classes: int = 1000,
+    strides: Sequence[int] = (2, 2, 2, 2, 2),
+    **arguments: Any,
+) -> nn.Module:
+    """A classifier of torchvision, without weights and without auxiliary outputs.
+
+    Args:
+        model_name: As `torchvision.models.list_models(torchvision.models)` has it.
+        width_mult: Has to be 1; for the networks that have one, give theirs in `arguments`.
+        identity_tensor_multiplier: Has to be 1.
+        num_classes: Logits.
+        strides: Have to be 2 each.
+        **arguments: For the network: dropout, stochastic_depth_prob, ...
+
+    Raises:
+        InputError: There is no such network, or it does not take the arguments.
+    """
+    _check_knobs("torchvision's", model_name, width_mult, identity_tensor_multiplier, strides)
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model_name not in names:
+        raise _unknown("torchvision", model_name, names)
+    builder = torchvision.models.get_model_builder(model_name)
+    if model_name in ("googlenet", "inception_v3"):
+        arguments = {"aux_logits": False, "init_weights": True, **arguments}
+    takes = inspect.signature(builder).parameters
+    try:
+        assert "weights" in takes
+        return builder(weights=None, num_classes=num_classes, **arguments)
+    except (TypeError, ValueError) as error:
+        message = f"torchvision's {model_name} can't be built with {arguments}: {error}"
+        raise InputError(message) from error
+
+
+def _check_knobs(
+    whose: str, name: str, width: float, identity: float, strides: Sequence[int]
+) -> None:
+    wrong = []
+    if width != 1:
+        wrong.append(f"width=1, got {width:g}")
+    if identity != 1:
+        wrong.append(f"identity=1, got {identity:g}")
+    if list(strides) != [2, 2, 2, 2, 2]:
+        wrong.append(f"strides=[2,2,2,2,2], got {list(strides)} (perhaps by the data's recipe)")
+    if wrong:
+        raise InputError(f"{whose} {name} has no such knob: expected {', '.join(wrong)}")
+
+
+def _unknown(library: str, name: str, names: list[str]) -> InputError:
+    near = difflib.get_close_matches(name, names, n=5)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return InputError(f"model.name={name}: {library} has no such network{hint}")
