@@ -325,6 +325,56 @@ class SummaryConfig:
 
 
 @dataclass
+class GradientsConfig:
+    """Job `gradients`."""
+
+    name: str = "gradients"
+    output_dir: str = _machine_only("runs")
+    """Where run folders lie."""
+    networks: dict[str, Any] = field(default_factory=dict)
+    """By label: `_target_` and arguments of a network, all but `num_classes`."""
+    models: list[str] = field(default_factory=list)
+    """Labels of those to measure at initialisation."""
+    runs: list[str] = field(default_factory=list)
+    """Trained networks to measure as well: run folders, or files as `evaluate` takes them."""
+    weights: str = "best.pt"
+    """What to take of run folders: best.pt, last.pt or model.safetensors."""
+    width: float = 1.0
+    identity: Any = 1.0
+    strides: list[int] = MISSING
+    """Strides of the networks' five downsampling layers, the stem first: 1 or 2 each."""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    """Each draws weights and images of its own."""
+    images: int = 32
+    """Training images whose gradients are compared, for each seed."""
+    norm_batches: int = 4
+    """Batches of so many further training images that give norms their statistics."""
+    stem: str = "features.0"
+    """Module whose output is the beginning of the information flow."""
+    last: str = "features"
+    """Module whose output is its end, the last feature map."""
+    data: DataConfig = MISSING
+    runtime: RuntimeConfig = MISSING
+
+    def __post_init__(self) -> None:
+        self.identity = parse_number(self.identity)
+        check_multipliers(self.width, self.identity)
+        for label in self.models:
+            _check_choice("models", label, tuple(self.networks))
+        self.networks = {label: self.networks[label] for label in self.models}
+        measured = [*self.models, *self.runs]
+        _check(bool(measured), "models", "a network, or some runs", self.models)
+        _check(len(set(measured)) == len(measured), "models and runs", "each once", measured)
+        _check_choice("weights", self.weights, ("best.pt", "last.pt", "model.safetensors"))
+        _check(self.images >= 2, "images", "at least 2", self.images)
+        _check(self.norm_batches >= 1, "norm_batches", "at least 1", self.norm_batches)
+        distinct = len(set(self.seeds)) == len(self.seeds) > 0
+        _check(distinct, "seeds", "one or more, each once", self.seeds)
+        bad = self.data.on_bad_image
+        _check(bad == "error", "data.on_bad_image", "error: few images are read, by name", bad)
+
+
+@dataclass
 class PrepareImagenetConfig:
     """Job `prepare_imagenet`."""
 
@@ -436,6 +486,7 @@ JobConfig = (
     TrainConfig
     | EvaluateConfig
     | SummaryConfig
+    | GradientsConfig
     | PrepareImagenetConfig
     | LoaderReportConfig
     | TablesConfig
@@ -446,6 +497,7 @@ SCHEMAS: dict[str, type] = {
     "train_schema": TrainConfig,
     "evaluate_schema": EvaluateConfig,
     "summary_schema": SummaryConfig,
+    "gradients_schema": GradientsConfig,
     "prepare_imagenet_schema": PrepareImagenetConfig,
     "loader_report_schema": LoaderReportConfig,
     "tables_schema": TablesConfig,
@@ -585,7 +637,7 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     return from_plain(DataConfig, values)
 
 
-def fingerprint(config: TrainConfig | EvaluateConfig) -> str:
+def fingerprint(config: TrainConfig | EvaluateConfig | GradientsConfig) -> str:
     """12 hexadecimal digits of the recipe: the config without where and how to compute."""
     plain = _without_machine(config)
     if isinstance(config, EvaluateConfig):

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext.config import (
     EvaluateConfig,
+    GradientsConfig,
     JobConfig,
     LoaderReportConfig,
     RuntimeConfig,
@@ -180,9 +181,8 @@ def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
 
 
 def _folder(config: JobConfig) -> RunFolder:
-    if isinstance(config, LoaderReportConfig) or not isinstance(
-        config, TrainConfig | EvaluateConfig
-    ):
+    named = isinstance(config, TrainConfig | EvaluateConfig | GradientsConfig)
+    if isinstance(config, LoaderReportConfig) or not named:
         return RunFolder(Path())  # has no run
     return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
 

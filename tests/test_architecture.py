@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mobilenext"
 ROOMS = {"models", "data", "optim", "runtime", "tables"}
 LEAVES = {"errors", "seeding"}
 JOBS = {"train", "evaluate", "summary", "prepare_imagenet", "loader_report", "render_tables",
-        "compare_curve", "report"}  # fmt: skip
+        "compare_curve", "report", "gradients"}  # fmt: skip
 SCRIPTS = {"render_tables": "tables"}
 """Jobs whose script has another name: `tables` is a room."""
 FILES = sorted(PACKAGE.rglob("*.py"))
