@@ -454,6 +454,12 @@ class TablesConfig:
     update: list[str] = field(default_factory=list)
     """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
     <!-- /table -->."""
+    width: float = 1.0
+    """Of the networks whose cost is counted, and so are the next two."""
+    identity: Any = 1.0
+    strides: list[int] = MISSING
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Networks whose cost stands in the tables, by name."""
 
 
 @dataclass

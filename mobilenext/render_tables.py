@@ -4,13 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mobilenext.config import TablesConfig
+import torch
+
+from mobilenext.config import ModelConfig, TablesConfig, build
 from mobilenext.errors import InputError
+from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import (
+    Network,
+    arguments_of,
     measured_results,
     read_results,
     tables_of,
@@ -40,7 +45,8 @@ def render_tables(config: TablesConfig, process: Process, folder: RunFolder) -> 
     """
     del folder
     paths = [Path(path).expanduser() for path in config.runs]
-    tables = tables_of(read_results(paths) if paths else measured_results())
+    networks = [counted(model) for model in config.models.values()]
+    tables = tables_of(read_results(paths) if paths else measured_results(), networks)
     say("\n\n".join(to_markdown(table) for table in tables).rstrip(), process)
     if config.output is not None:
         output = Path(config.output).expanduser()
@@ -58,6 +64,13 @@ def render_tables(config: TablesConfig, process: Process, folder: RunFolder) -> 
     for name in config.update:
         _update(Path(name).expanduser(), rendered)
     return {"tables": rendered}
+
+
+def counted(model: ModelConfig) -> Network:
+    """A network's cost at 224 px with 1,000 classes."""
+    with torch.device("meta"):
+        cost = measure_complexity(build(model.network, num_classes=1000), 224)
+    return Network(model.name, arguments_of(model.network), cost.params, cost.madds)
 
 
 def renew(text: str, tables: dict[str, str]) -> str:

@@ -1,6 +1,6 @@
 """Published numbers, each with its source and how far to trust it; measured ones beside them."""
 
-from mobilenext.tables.layout import tables_of
+from mobilenext.tables.layout import Network, tables_of
 from mobilenext.tables.paper import (
     NamedRow,
     PublishedNumber,
@@ -16,6 +16,7 @@ from mobilenext.tables.results import (
     Group,
     Protocol,
     Result,
+    arguments_of,
     decimal,
     fraction,
     group_results,
@@ -26,12 +27,14 @@ from mobilenext.tables.results import (
 __all__ = [
     "Group",
     "NamedRow",
+    "Network",
     "Protocol",
     "PublishedNumber",
     "PublishedRow",
     "ReleasedCurve",
     "Result",
     "Table",
+    "arguments_of",
     "decimal",
     "fraction",
     "group_results",

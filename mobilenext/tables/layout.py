@@ -1,6 +1,7 @@
 """Which results stand in which table, and beside which published number."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from mobilenext.tables.paper import (
     PublishedNumber,
@@ -21,18 +22,99 @@ from mobilenext.tables.results import (
 
 NOT_MEASURED = "not measured"
 NARROW_SPACE = "\u202f"
-LABELS = {"mobilenext": "MobileNeXt", "mobilenetv2": "MobileNetV2"}
+LABELS = {
+    "mobilenetv2": "MobileNetV2",
+    "mobilenext": "MobileNeXt",
+    "bottleneck_one": "bottleneck, one depthwise convolution (a)",
+    "bottleneck_two": "bottleneck, two depthwise convolutions (b)",
+    "thin_ends": "inverted residual, depthwise convolutions at the thin ends (c)",
+    "extra_depthwise": "MobileNetV2, another depthwise convolution",
+    "first_removed": "MobileNeXt, first depthwise convolution removed",
+    "last_removed": "MobileNeXt, last depthwise convolution removed",
+    "extra_pointwise": "MobileNeXt, third 1x1 convolution",
+    "activation_reduce": "MobileNeXt, activation after the reducing 1x1 too",
+    "activation_last": "MobileNeXt, activation after the last depthwise convolution too",
+    "activation_all": "MobileNeXt, activation after each convolution",
+    "shortcut_thin": "MobileNeXt, shortcuts between thin middles",
+    "shortcut_none": "MobileNeXt, no shortcuts",
+    "ratio_3": "MobileNeXt, reduction ratio 3",
+    "ratio_4": "MobileNeXt, reduction ratio 4",
+    "ratio_8": "MobileNeXt, reduction ratio 8",
+    "kernel_5": "MobileNeXt, 5x5 depthwise convolutions",
+    "kernel_7": "MobileNeXt, 7x7 depthwise convolutions",
+    "efficientnet_b0": "EfficientNet-b0",
+    "mnext_s": "MobileNeXt-1.0 with squeeze-and-excitation (mnext_s)",
+    "mnext_l": "MobileNeXt-1.1 with squeeze-and-excitation (mnext_l)",
+    "mobilenext_efficientnet_b0": "EfficientNet-b0 with sandglass blocks",
+    "mobilenext_efficientnet_b0_no_se": "the same without squeeze-and-excitation",
+}
+"""What tables call the networks, in their order there."""
+
+COMPARISONS = {
+    "ablation_design": (
+        "Where depthwise convolutions and shortcuts sit",
+        ("bottleneck_one", "bottleneck_two", "thin_ends", "mobilenext"),
+    ),
+    "ablation_activation": (
+        "Where activations sit",
+        ("mobilenext", "activation_reduce", "activation_last", "activation_all"),
+    ),
+    "ablation_depthwise": (
+        "Which convolutions the block has",
+        ("mobilenext", "first_removed", "last_removed", "extra_pointwise"),
+    ),
+    "ablation_ratio": ("Reduction ratios", ("ratio_3", "ratio_4", "mobilenext", "ratio_8")),
+    "ablation_kernel": ("Kernel sizes", ("mobilenext", "kernel_5", "kernel_7")),
+    "ablation_shortcut": (
+        "Which shortcuts there are",
+        ("mobilenext", "shortcut_thin", "shortcut_none"),
+    ),
+    "ablation_extra_depthwise": (
+        "More depthwise convolutions in MobileNetV2",
+        ("mobilenetv2", "extra_depthwise", "mobilenext"),
+    ),
+    "efficientnet_table": (
+        "EfficientNet-b0 and sandglass blocks",
+        (
+            "efficientnet_b0",
+            "mnext_s",
+            "mnext_l",
+            "mobilenext_efficientnet_b0",
+            "mobilenext_efficientnet_b0_no_se",
+        ),
+    ),
+}
+"""Tables named like the experiments that fill them: titles, and the networks compared."""
+PUBLISHED_IN = ("ablation", "extra_depthwise", "state_of_the_art")
+"""Published tables with numbers of those networks; the first that has one counts."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of configs/model at width 1.0, and what it costs at 224 px with 1,000 classes."""
+
+    model: str
+    arguments: str
+    """As `Result.arguments` has them."""
+    params: int
+    madds: int
+
+
 LAST_EPOCH = (
     "Ours: top-1 in per cent after the last epoch, mean ± sample standard deviation over the "
     "seeds; the best epoch is chosen on the images that it is measured on."
 )
 
 
-def tables_of(results: Sequence[Result]) -> list[Table]:
+def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> list[Table]:
     """All tables: the paper's, measured or not, then those of other data and recipes.
 
     A run stands in a row of the paper only if `Result.of_the_paper` says so; any other one stands
     in tables of its own protocol, where no published number does.
+
+    Args:
+        results: What has been measured.
+        networks: With them comes a table of what they cost, and comparisons without a run.
 
     Raises:
         InputError: Two results contradict each other.
@@ -41,8 +123,10 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
     with_paper = [group for group in groups if all(r.of_the_paper for r in group.results)]
     others = [group for group in groups if group not in with_paper]
     tables = []
+    placed: set[int] = set()
     for name in ("width_table", "identity_table"):
         rows = published_rows(name)
+        placed |= {id(group) for row in rows for group in with_paper if _stands_in(row, group)}
         protocols = [
             protocol
             for protocol in _protocols(with_paper)
@@ -50,9 +134,16 @@ def tables_of(results: Sequence[Result]) -> list[Table]:
         ]
         for protocol in protocols or [None]:
             tables.append(_paper_table(name, rows, protocol, _of(protocol, with_paper)))
-    known = [_key(row) for table in ("width_table", "identity_table") for row in
-             published_rows(table)]  # fmt: skip
-    others += [group for group in with_paper if _key(group.first) not in known]
+    for name in COMPARISONS:
+        measured = [protocol for protocol in _protocols(with_paper)
+                    if _named(name, networks, _of(protocol, with_paper))]  # fmt: skip
+        for protocol in measured or ([None] if networks else []):
+            part = _named(name, networks, _of(protocol, with_paper))
+            placed |= {id(group) for group in part.values()}
+            tables.append(_comparison(name, protocol, part, networks))
+    if networks:
+        tables.append(_complexity(networks))
+    others += [group for group in with_paper if id(group) not in placed]
     for protocol in _protocols(others):
         tables += _own_tables(protocol, _of(protocol, others))
     return tables
@@ -105,6 +196,111 @@ def _paper_table(
     )
 
 
+def _named(name: str, networks: Sequence[Network], groups: list[Group]) -> dict[str, Group]:
+    """Groups of a comparison's networks at width 1.0, by the networks' names.
+
+    A network built with other arguments than its config has does not count as it, where that is
+    known.
+    """
+    arguments = {network.model: network.arguments for network in networks}
+    return {
+        group.first.model: group
+        for group in groups
+        if group.first.model in COMPARISONS[name][1]
+        and (group.first.width, group.first.identity) == (1, 1)
+        and arguments.get(group.first.model, group.first.arguments) == group.first.arguments
+    }
+
+
+def _comparison(
+    name: str, protocol: Protocol | None, groups: dict[str, Group], networks: Sequence[Network]
+) -> Table:
+    """Networks of an ablation beside what was published of them."""
+    title, models = COMPARISONS[name]
+    notes: list[str] = []
+    tags: set[str] = set()
+    costs = {network.model: network for network in networks}
+    rows = []
+    for model in models:
+        numbers, about = _published_of(model)
+        marks = NARROW_SPACE.join(superscript(_number(note, notes)) for note in about)
+        group, network = groups.get(model), costs.get(model)
+        ours = ("", "")
+        if network is not None:
+            ours = _millions(network.params, network.madds)
+        elif group is not None:
+            ours = _millions(group.first.values["num_params"], group.first.values["madds"])
+        top1 = numbers.get("top1")
+        rows.append(
+            (
+                f"{LABELS[model]}{marks}",
+                _published(numbers.get("params"), tags),
+                ours[0],
+                _published(numbers.get("madds"), tags, "madds"),
+                ours[1],
+                _published(top1, tags),
+                *_measured(group, None if top1 is None else top1.value),
+            )
+        )
+    recipe = "no run yet" if protocol is None else protocol.describe()
+    cost = ("params, M: published", "ours", "MAdds, M: published", "ours", "top-1: published")
+    meanings = tag_meanings()
+    return Table(
+        name if protocol is None else f"{name}_{protocol.short}",
+        f"{title}, width 1.0, ImageNet at 224 px: {recipe}",
+        ("network", *cost, *MEASURED),
+        tuple(rows),
+        (
+            *(f"{superscript(number)} {note}" for number, note in enumerate(notes, 1)),
+            LAST_EPOCH,
+            *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
+        ),
+    )
+
+
+def _complexity(networks: Sequence[Network]) -> Table:
+    """What each network costs, beside what was published."""
+    tags: set[str] = set()
+    order = list(LABELS)
+    rows = []
+    for network in sorted(networks, key=lambda one: order.index(one.model)):
+        numbers, _ = _published_of(network.model)
+        params, madds = _millions(network.params, network.madds)
+        published = [
+            _published(number, tags, unit) if number else "–"
+            for number, unit in ((numbers.get("params"), ""), (numbers.get("madds"), "madds"))
+        ]
+        rows.append((LABELS[network.model], published[0], params, published[1], madds))
+    meanings = tag_meanings()
+    return Table(
+        "complexity",
+        "What the networks cost at width 1.0, 224 px and 1,000 classes",
+        ("network", "params, M: published", "ours", "MAdds, M: published", "ours"),
+        tuple(rows),
+        (
+            "MAdds: multiply-adds of convolutions and linear layers. The published parameters of "
+            "mnext_s and mnext_l include 2,560 that their code never uses; ours have no such.",
+            *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
+        ),
+    )
+
+
+def _published_of(model: str) -> tuple[dict[str, PublishedNumber], tuple[str, ...]]:
+    """Published numbers of a network at width 1.0, and notes on them."""
+    for row in published_rows("width_table"):
+        if (row.model, row.width) == (model, 1):
+            return row.numbers, row.notes
+    for table in PUBLISHED_IN:
+        for named in published_table(table):
+            if named.model == model:
+                return named.numbers, named.notes
+    return {}, ()
+
+
+def _millions(params: int, madds: int) -> tuple[str, str]:
+    return f"{params / 1e6:.3f}", f"{madds / 1e6:.1f}"
+
+
 MEASURED = ("ours", "difference", "seeds", "best epoch", "commit")
 
 
@@ -133,7 +329,14 @@ def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
     if protocol.of_the_paper:
         notes = notes[:1]
     whole = [group for group in groups if group.first.identity == 1]
-    whole.sort(key=lambda group: (-group.first.width, group.first.model))
+    order = list(LABELS)
+    whole.sort(
+        key=lambda group: (
+            -group.first.width,
+            order.index(group.first.model) if group.first.model in order else len(order),
+            group.first.model,
+        )
+    )
     tables = []
     if whole:
         rows = tuple(
@@ -220,8 +423,12 @@ def _key(one: PublishedRow | Result) -> tuple[str, float, float]:
 
 
 def _find(row: PublishedRow, groups: Iterable[Group]) -> Group | None:
-    found = [group for group in groups if _key(group.first) == _key(row)]
+    found = [group for group in groups if _stands_in(row, group)]
     return found[0] if found else None
+
+
+def _stands_in(row: PublishedRow, group: Group) -> bool:
+    return group.first.plain and _key(group.first) == _key(row)
 
 
 def _protocols(groups: Iterable[Group]) -> list[Protocol]:

@@ -55,6 +55,8 @@ class NamedRow:
     name: str
     numbers: dict[str, PublishedNumber]
     notes: tuple[str, ...] = ()
+    model: str | None = None
+    """Name of the network in configs/model, if it is one of ours at width 1.0."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def published_rows(table: str) -> list[PublishedRow]:
 
 def published_table(table: str) -> list[NamedRow]:
     """The rows of one of the other `TABLES`; paper.yaml has the units."""
-    return [NamedRow(row["name"], _numbers(row), _notes(row)) for row in _paper()[table]]
+    return [
+        NamedRow(row["name"], _numbers(row), _notes(row), row.get("model"))
+        for row in _paper()[table]
+    ]
 
 
 def released_curves() -> list[ReleasedCurve]:

@@ -24,6 +24,12 @@ NOT_PROTOCOL = {
 where things lie, and how fast they go."""
 
 
+def arguments_of(network: dict[str, Any]) -> str:
+    """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
+    known = ("width_mult", "identity_tensor_multiplier", "strides")
+    return json.dumps({k: v for k, v in network.items() if k not in known}, sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Protocol:
     """All that has to be equal for two networks' accuracies to be compared: data and recipe."""
@@ -147,9 +153,19 @@ class Result:
     @property
     def arguments(self) -> str:
         """What else the network was built with, as JSON: dropout for instance."""
+        return arguments_of(self.values["config"]["model"]["network"])
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network was built with nothing but multipliers, strides and dropout."""
         network = self.values["config"]["model"]["network"]
-        known = ("width_mult", "identity_tensor_multiplier", "strides")
-        return json.dumps({k: v for k, v in network.items() if k not in known}, sort_keys=True)
+        return set(network) <= {
+            "_target_",
+            "width_mult",
+            "identity_tensor_multiplier",
+            "strides",
+            "dropout",
+        }
 
     @property
     def of_the_paper(self) -> bool:

@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 
-from mobilenext.tables import Table, read_results, tables_of, to_csv, to_latex, to_markdown
+from mobilenext.tables import (
+    Network,
+    Table,
+    arguments_of,
+    read_results,
+    tables_of,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from mobilenext.tables.layout import COMPARISONS
 from tests.results import fake_result, small_result, write_results
 
 
@@ -129,3 +139,34 @@ def test_latex() -> None:
         "  \\par\\footnotesize Second.\n"
         "\\end{table}\n"
     )
+
+
+def network(model: str, params: int = 1_000_000) -> Network:
+    return Network(model, arguments_of(fake_result(model)["config"]["model"]["network"]), params, 0)
+
+
+def test_a_comparison_without_a_run_needs_the_networks(tmp_path: Path) -> None:
+    assert not [table for table in tables_of([]) if table.name.startswith("ablation")]
+    found = {table.name: table for table in tables_of([], [network("mobilenext")])}
+    assert set(COMPARISONS) <= set(found)
+    (row,) = [row for row in found["ablation_design"].rows if row[0].startswith("MobileNeXt")]
+    assert row[1:7] == ("3.4 [S]", "1.000", "300 [S]", "0.0", "74.02 [S]", "not measured")
+
+
+def test_a_run_stands_in_the_comparisons_of_its_network(tmp_path: Path) -> None:
+    results = [fake_result("bottleneck_one", seed=seed, top1=top1) for seed, top1 in
+               ((0, 68.0), (1, 70.0))]  # fmt: skip
+    found = tables(tmp_path, *results, fake_result("bottleneck_one", width=0.5, top1=11.0))
+    (table,) = [table for name, table in found.items() if name.startswith("ablation_design")]
+    row = table.rows[0]
+    assert (row[5], row[6], row[7]) == ("69.0 [S2]", "69.00 ± 1.41", "+0.00")
+    assert "11.00" not in to_markdown(table)
+    (own,) = [table for name, table in found.items() if name.startswith("networks")]
+    assert [row[1] for row in own.rows] == ["0.5"]
+
+
+def test_another_network_under_a_known_name_does_not_stand_beside_the_paper(tmp_path: Path) -> None:
+    odd = fake_result(top1=99.0, config__model__network__kernel_size=5)
+    found = tables_of(read_results([write_results(tmp_path, odd)]), [network("mobilenext")])
+    for table in found:
+        assert ("99.00" in to_markdown(table)) == table.name.startswith("networks")
