@@ -7,7 +7,7 @@ extraction, fine-tuning and optimisers.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
@@ -48,7 +48,8 @@ class Classifier(nn.Module):
     head_hidden_size: int
     feature_info: list[dict[str, Any]]
     """For each resolution, where it ends: num_chs, reduction (total stride), module."""
-    global_pool: SelectAdaptivePool2d
+    if TYPE_CHECKING:  # TorchScript takes no annotation of a module
+        global_pool: SelectAdaptivePool2d
 
     def __init__(self) -> None:
         super().__init__()
