@@ -49,6 +49,15 @@ def _machine_only(default: Any) -> Any:
     return field(default=default, metadata={"machine_only": True})
 
 
+def _added(default: Any) -> Any:
+    """A field that came later, and whose default leaves everything as it was before.
+
+    It is part of the fingerprint only where it has another value: runs that were begun without it
+    keep their folders, so that the same command still goes on with them.
+    """
+    return field(default=default, metadata={"added": True})
+
+
 @dataclass
 class ModelConfig:
     """Group `model`."""
@@ -257,6 +266,15 @@ class TrainConfig:
     batch_norm: str = "reduce"
     """Running statistics of several processes: averaged before each evaluation (reduce), those of
     rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
+    init_from: str | None = _added(None)
+    """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
+    (.safetensors or what torch.save wrote). A classifier for other classes is made anew."""
+    freeze_backbone: bool = _added(False)
+    """Train the classifier only; the rest stays as it is, running statistics included, and is in
+    evaluation mode."""
+    layer_decay: float | None = _added(None)
+    """Learning rate of each group of layers over that of the next one, from the classifier down; in
+    (0, 1]; null: all learn at the same rate."""
     checkpoint: CheckpointConfig = field(
         default_factory=CheckpointConfig, metadata={"machine_only": True}
     )
@@ -277,6 +295,14 @@ class TrainConfig:
         _check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
         _check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         _check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
+        given, layers = self.init_from is not None, self.layer_decay
+        _check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)
+        _check(
+            given or not self.freeze_backbone,
+            "freeze_backbone",
+            "false, or init_from=FILE beside it: there is nothing to keep in random weights",
+            self.freeze_backbone,
+        )
         _check("lr" in self.optimizer, "optimizer", "an entry lr", sorted(self.optimizer))
         lr = self.optimizer["lr"]
         _check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)
@@ -302,6 +328,28 @@ class EvaluateConfig:
     data: dict[str, Any] = field(default_factory=dict)
     """Entries of a `DataConfig`; what is null is as in the run, or all is of a chosen group."""
     runtime: RuntimeConfig = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """Job `export`."""
+
+    checkpoint: str = MISSING
+    """A .pt checkpoint or a .safetensors file of a run."""
+    output: str = MISSING
+    """Folder for the files; new, empty, or one that the job has written before."""
+    push: str | None = None
+    """Repository user/name of the Hugging Face hub that gets them as well; null: none."""
+    license: str = "other"
+    """Of the weights, by the hub's names: apache-2.0, cc-by-nc-4.0, other, ..."""
+    data_license: str | None = None
+    """Of the images; null: what is known of the run's data, by its name."""
+
+    def __post_init__(self) -> None:
+        parts = ["user", "name"] if self.push is None else self.push.split("/")
+        whole = len(parts) == 2 and all(parts)
+        _check(whole, "push", "null, or a repository of the hub as user/name", self.push)
+        _check(bool(self.license.strip()), "license", "a licence's name, or other", self.license)
 
 
 @dataclass
@@ -491,6 +539,7 @@ class ReportConfig:
 JobConfig = (
     TrainConfig
     | EvaluateConfig
+    | ExportConfig
     | SummaryConfig
     | GradientsConfig
     | PrepareImagenetConfig
@@ -502,6 +551,7 @@ JobConfig = (
 SCHEMAS: dict[str, type] = {
     "train_schema": TrainConfig,
     "evaluate_schema": EvaluateConfig,
+    "export_schema": ExportConfig,
     "summary_schema": SummaryConfig,
     "gradients_schema": GradientsConfig,
     "prepare_imagenet_schema": PrepareImagenetConfig,
@@ -651,6 +701,8 @@ def fingerprint(config: TrainConfig | EvaluateConfig | GradientsConfig) -> str:
     else:
         root = config.data.root if config.data.root_names_data else None
         plain["data"]["root"] = None if root is None else _absolute(root)
+        if plain.get("init_from") is not None:
+            plain["init_from"] = _absolute(plain["init_from"])
         source = config.data.source.items()
         plain["data"]["source"] = {k: v for k, v in source if k not in ("root", "download")}
     text = json.dumps(plain, sort_keys=True)
@@ -749,8 +801,13 @@ def _without_machine(config: Any) -> Any:
     return {
         item.name: _without_machine(getattr(config, item.name))
         for item in dataclasses.fields(config)
-        if not item.metadata.get("machine_only")
+        if not item.metadata.get("machine_only") and not _as_before(config, item)
     }
+
+
+def _as_before(config: Any, item: dataclasses.Field[Any]) -> bool:
+    """Whether a field came later (see `_added`) and is as if it had not."""
+    return bool(item.metadata.get("added")) and getattr(config, item.name) == item.default
 
 
 def _check(holds: bool, key: str, expected: str, value: Any) -> None:

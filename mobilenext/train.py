@@ -9,6 +9,7 @@ data source arrive by `_target_` from the config.
 import math
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ from mobilenext.data import (
 from mobilenext.errors import DivergedError, InputError
 from mobilenext.evaluate import score, validation_loader
 from mobilenext.models.complexity import Complexity, measure_complexity
+from mobilenext.models.weights import classifier_modules, fit_weights
 from mobilenext.optim import weight_decay_groups
-from mobilenext.runtime.checkpoint import Checkpoints, save_weights
+from mobilenext.runtime.checkpoint import Checkpoints, read_tensors, save_weights, sha256_of
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.metrics import TrainMeter
@@ -87,19 +89,12 @@ def train(  # noqa: C901 - one linear story
     mixing = Mixing(config.augment.mixup, config.augment.cutmix, len(images.classes), config.seed)
 
     # ---- network, optimiser, schedule ----
-    seed_devices("init", config.seed)
-    network: nn.Module = build(config.model.network, num_classes=len(images.classes))
-    complexity = measure_complexity(network, data.eval_size)
-    if config.batch_norm == "sync":
-        network = _synchronised(network, process)
-    if config.runtime.channels_last:
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    network.to(device)
+    network, complexity = _network(config, len(images.classes), process)
     ema = None
     if config.ema_decay is not None:
         ema = ModelEmaV3(network, config.ema_decay, use_warmup=config.ema_warmup)
     decay = config.optimizer.get("weight_decay", 0.0)
-    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias)
+    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, config.layer_decay)
     optimizer = build(config.optimizer, params=groups)
     learning_rate = partial(
         build(config.schedule), base_lr=config.optimizer["lr"], steps_per_epoch=len(batches)
@@ -114,9 +109,9 @@ def train(  # noqa: C901 - one linear story
     described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
     described["train_images"] = len(images.train)
     described["train_labels_crc32"] = labels_checksum(images.train)
-    state = TrainState(
-        described, network, ema, optimizer, precision.scaler, meter, config.batch_norm
-    )
+    # What all have the same, a mean over processes could still round.
+    unite = "broadcast" if config.freeze_backbone else config.batch_norm
+    state = TrainState(described, network, ema, optimizer, precision.scaler, meter, unite)
     checkpoints = Checkpoints(folder.path, **to_plain(config.checkpoint))
     session = Session(process, folder, config.runtime.timeout_minutes)
     loaders = {"train": batches, "val": val_batches}
@@ -134,7 +129,7 @@ def train(  # noqa: C901 - one linear story
         result = process.on_main(folder.result)
         if result is not None:  # another job had the folder, and finished it meanwhile
             return result
-        _restore(state, checkpoints, process)
+        _restore(config, state, checkpoints, process)
         config_yaml = to_yaml(config)
         process.on_main(lambda: folder.create(config_yaml))
         say(_start_line(config, state, complexity, images, process, precision), process)
@@ -145,7 +140,7 @@ def train(  # noqa: C901 - one linear story
 
         # ---- epochs ----
         for epoch in range(state.epoch, config.epochs):
-            network.train()
+            _train_mode(network, config.freeze_backbone)
             first = state.step - epoch * len(batches)
             ahead = to_device.ahead(batches.epoch(epoch, first))
             loaded = monitor.steps(session.watched(ahead), epoch, first)
@@ -155,7 +150,7 @@ def train(  # noqa: C901 - one linear story
                 inputs, targets = mixing(inputs, labels, epoch, batch)
                 lr = learning_rate(state.step)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group.get("lr_scale", 1.0)
                 seed_devices("step", config.seed, state.step, process.rank)
                 loss, correct, finite = _update(
                     config, wrapped, optimizer, precision, inputs, targets, labels
@@ -296,6 +291,38 @@ def _device_augment(config: TrainConfig, process: Process) -> Augment:
     )
 
 
+def _network(
+    config: TrainConfig, num_classes: int, process: Process
+) -> tuple[nn.Module, Complexity]:
+    """The network with its random weights on its device, and what it costs."""
+    seed_devices("init", config.seed)
+    network: nn.Module = build(config.model.network, num_classes=num_classes)
+    complexity = measure_complexity(network, config.data.eval_size)
+    if config.batch_norm == "sync":
+        network = _synchronised(network, process)
+    if config.runtime.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.to(process.device)
+    if config.freeze_backbone:
+        classifier = classifier_modules(network)
+        if not classifier:
+            raise InputError(
+                "freeze_backbone=true: expected a network that has a linear layer as its "
+                f"classifier, {type(network).__name__} has none"
+            )
+        network.requires_grad_(False)
+        for module in classifier:
+            module.requires_grad_(True)
+    return network, complexity
+
+
+def _train_mode(network: nn.Module, frozen_backbone: bool) -> None:
+    """Frozen layers stay in evaluation mode: their running statistics would follow the images."""
+    network.train(not frozen_backbone)
+    for module in classifier_modules(network):
+        module.train()
+
+
 def _wrap(network: nn.Module, compile_it: bool, process: Process) -> nn.Module:
     """The network as training calls it; its parameters are those of the bare one.
 
@@ -352,15 +379,37 @@ def _synchronised(network: nn.Module, process: Process) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
-def _restore(state: TrainState, checkpoints: Checkpoints, process: Process) -> None:
-    """Go on from the newest whole checkpoint; says what was passed over."""
+def _restore(
+    config: TrainConfig, state: TrainState, checkpoints: Checkpoints, process: Process
+) -> None:
+    """Go on from the newest whole checkpoint, or begin with given weights; says what it took."""
     found = process.on_main(checkpoints.load)
     for text in found.passed_over:
         say(f"warning: {text}", process)
     if found.state is not None:
         state.restore(found.state, found.path, process)
+        if "init_from" in found.state:
+            state.described["init_from"] = found.state["init_from"]
         if state.is_best:  # a kill may have come before it was marked
             process.on_main(lambda: checkpoints.mark_best(found.path))
+    elif config.init_from is not None:
+        _begin_with(Path(config.init_from).expanduser(), state, process)
+
+
+def _begin_with(path: Path, state: TrainState, process: Process) -> None:
+    """Give network and averages the weights of a file; the run's records tell which file it was."""
+    try:
+        tensors, checksum = process.on_main(lambda: (read_tensors(path), sha256_of(path)))
+        fitted = fit_weights(tensors, state.network)
+    except InputError as error:
+        about = "" if str(path) in str(error) else f"{path}: "
+        raise InputError(f"init_from: {about}{error}") from error
+    for network in state.evaluated().values():
+        network.load_state_dict({**network.state_dict(), **fitted.tensors})
+    state.described["init_from"] = {"path": str(path), "sha256": checksum}
+    classes = len(state.described["classes"])
+    anew = f" (classifier made anew for {classes} classes)" if fitted.classifier_left_out else ""
+    say(f"weights from {path}{anew}", process)
 
 
 def _write(state: TrainState, checkpoints: Checkpoints) -> None:
@@ -451,6 +500,7 @@ def _result(
 ) -> dict[str, Any]:
     """What result.json says of the run itself."""
     clock = state.meter.clock
+    given = {"init_from": state.described["init_from"]} if config.init_from is not None else {}
     return {
         "model": config.model.name,
         "width": config.width,
@@ -475,6 +525,7 @@ def _result(
         "precision": precision.name,
         "decoder": decoder,
         "history": folder.history(),
+        **given,
     }
 
 

@@ -1,6 +1,7 @@
 """Every config composes, and what it describes builds."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from mobilenext import tables
 from mobilenext.config import (
     DataConfig,
     EvaluateConfig,
@@ -83,7 +85,7 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
 @pytest.mark.parametrize("job", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
 def test_every_job_composes(job: str) -> None:
     needed = {"evaluate": ["checkpoint=x"], "prepare_imagenet": ["source=x", "output=y"],
-              "compare_curve": ["runs=[x]"]}  # fmt: skip
+              "compare_curve": ["runs=[x]"], "export": ["checkpoint=x", "output=y"]}  # fmt: skip
     composed(*needed.get(job, []), job=job)
 
 
@@ -375,8 +377,42 @@ def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
     for override in ("width=0.5", "identity=1/2", "seed=1", "epochs=3", "optimizer.lr=0.3",
                      "runtime.precision=bf16", "augment.hflip=0.1", "data.image_size=40",
                      "strides=[1,1,2,2,2]", "nonfinite=skip",
-                     "data.on_bad_image=skip"):  # fmt: skip
+                     "data.on_bad_image=skip", "init_from=x.pth", "layer_decay=0.9"):  # fmt: skip
         assert fingerprint(composed(override)) != same, override
+
+
+def test_fields_that_came_later_leave_fingerprints_as_they_were() -> None:
+    """Of a run from before `init_from`, `freeze_backbone` and `layer_decay` were there."""
+    (path,) = (Path(tables.__file__).parent / "measured").glob("*/8560e0ea1edb/result.json")
+    stored = json.loads(path.read_text())["config"]
+    stored["data"]["root"] = "/data"
+    assert not {"init_from", "freeze_backbone", "layer_decay"} & stored.keys()
+    config = from_plain(TrainConfig, stored)
+    assert fingerprint(config) == "73941663192e"  # as the code of that time says
+    assert fingerprint(from_plain(TrainConfig, to_plain(config))) == fingerprint(config)
+    begun = {**stored, "init_from": "x.pth"}
+    frozen = {**begun, "freeze_backbone": True}
+    others = {fingerprint(from_plain(TrainConfig, values)) for values in (stored, begun, frozen)}
+    assert len(others) == 3
+
+
+def test_fingerprint_and_where_given_weights_lie(tmp_path: Path) -> None:
+    def of(path: Path | str) -> str:
+        return fingerprint(composed(f"init_from='{path}'"))
+
+    assert of("x.pth") == of(Path("x.pth").absolute()) != of(tmp_path / "x.pth")
+    assert of("~/x.pth") == of(Path.home() / "x.pth")
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.5"])
+def test_layer_decay_is_a_share(value: str) -> None:
+    with pytest.raises(InputError, match=r"layer_decay=.*null or in \(0, 1\]"):
+        composed(f"layer_decay={value}")
+
+
+def test_random_weights_are_not_frozen() -> None:
+    with pytest.raises(InputError, match=r"freeze_backbone=True.*init_from=FILE"):
+        composed("freeze_backbone=true")
 
 
 def test_fingerprint_and_where_data_lies(tmp_path: Path) -> None:

@@ -153,7 +153,9 @@ class Classifier(nn.Module):
         self.grad_checkpointing = enable
 
     def _step(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
+        # Not single layers: an in-place activation would overwrite the input that is kept.
+        layered = next(module.children(), None) is not None
+        if self.grad_checkpointing and layered and torch.is_grad_enabled():
             out = checkpoint(module, x, use_reentrant=False)
             assert isinstance(out, Tensor)
             return out

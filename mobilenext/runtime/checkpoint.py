@@ -9,13 +9,14 @@ The file is what `torch.save` writes, a zip archive, with the SHA-256 of all bef
 archive's comment: `torch.load` reads it as ever, and a single altered bit is found.
 """
 
+import argparse
 import hashlib
 import io
 import json
 import pickle
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -204,27 +205,48 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: could not read it ({error}); nothing was changed. Mend that and run the same "
             "command again"
         ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # guesses about foreign files
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends to switch the safety off; we don't.
-        raise InputError(
-            f"{path}: expected a checkpoint, got a file that holds more than tensors and plain "
-            "values and is therefore not read"
-        ) from error
-    except Exception as error:  # torch's reader raises almost anything
-        raise InputError(
-            f"{path}: expected a checkpoint, could not read it ({type(error).__name__}: "
-            f"{_first_line(error)})"
-        ) from error
+    state = _unpickled(content, path, "a checkpoint")
     if not isinstance(state, dict) or state.get("format") != FORMAT or "model" not in state:
         raise InputError(
             f"{path}: expected a checkpoint of this version of mobilenext (format {FORMAT}), got "
             "something else"
         )
     return state
+
+
+def _unpickled(content: bytes, path: Path, expected: str, allowed: Sequence[type] = ()) -> Any:
+    """What torch.save wrote, on the CPU: tensors, plain values and objects of `allowed`.
+
+    Raises:
+        InputError: It holds something else, or can't be read.
+    """
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
+            warnings.simplefilter("ignore")  # guesses about foreign files
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to switch the safety off; we don't.
+        raise InputError(
+            f"{path}: expected {expected}, got a file that holds more than tensors and plain "
+            "values and is therefore not read"
+        ) from error
+    except Exception as error:  # torch's reader raises almost anything
+        raise InputError(
+            f"{path}: expected {expected}, could not read it ({type(error).__name__}: "
+            f"{_first_line(error)})"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors, sorted by name, and metadata."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in sorted(file.keys())}, metadata
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint={path}: expected a file, found none there") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: expected safetensors, could not read it ({error})") from error
 
 
 def _write_sealed(content: io.BytesIO, file: BinaryIO) -> None:
@@ -293,20 +315,68 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         state = load_checkpoint(path)
         description = {key: state[key] for key in ("model", "classes", "data")}
         return state["ema"] or state["network"], description
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise InputError(f"checkpoint={path}: expected a file, found none there") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: expected safetensors, could not read it ({error})") from error
+    tensors, metadata = _read_safetensors(path)
     if "mobilenext" not in metadata:
         raise InputError(
             f"{path}: expected weights written by mobilenext; the file does not say which network "
             "it belongs to"
         )
     return tensors, json.loads(metadata["mobilenext"])
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A network's weights by name, from a file of any origin; no file can run code.
+
+    - Checkpoints and final weights of this package: as `load_weights`.
+    - safetensors, with or without a description; in the order of their names.
+    - What `torch.save` wrote, also before torch 1.6: a state dict, or a trainer's checkpoint that
+      has one as `state_dict_ema` (timm's averages), `state_dict` or `model`; the first of these
+      that is there. Besides tensors and plain values it may hold an `argparse.Namespace`, which
+      trainers keep their arguments in.
+
+    Raises:
+        InputError: The file is missing, damaged, holds more than that, or has no weights.
+    """
+    if not path.is_file():
+        here = f"a folder; a run has {path / 'model.safetensors'}" if path.is_dir() else "nothing"
+        raise InputError(f"{path}: expected a file with weights, got {here}")
+    if path.suffix == ".safetensors":
+        stored: Any = _read_safetensors(path)[0]
+    else:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: could not read it ({error})") from error
+        if content[-SEAL_LENGTH:].startswith(SEAL):
+            return load_weights(path)[0]
+        stored = _unpickled(content, path, "a network's weights", [argparse.Namespace])
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+            break
+    if not isinstance(stored, dict) or not stored:
+        kind = "an empty dict" if isinstance(stored, dict) else f"a {type(stored).__name__}"
+        raise InputError(f"{path}: expected a network's weights by name, got {kind}")
+    for name, value in stored.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{path}: expected a network's weights by name, got {name!r}, a "
+                f"{type(value).__name__}"
+            )
+    return dict(stored)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits.
+
+    Raises:
+        InputError: It can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: could not read it ({error})") from error
 
 
 def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -270,18 +270,21 @@ def _complexity(networks: Sequence[Network]) -> Table:
             _published(number, tags, unit) if number else "–"
             for number, unit in ((numbers.get("params"), ""), (numbers.get("madds"), "madds"))
         ]
-        rows.append((LABELS[network.model], published[0], params, published[1], madds))
+        rows.append(
+            (LABELS[network.model], network.model, published[0], params, published[1], madds)
+        )
     meanings = tag_meanings()
     return Table(
         "complexity",
         "What the networks cost at width 1.0, 224 px and 1,000 classes",
-        ("network", "params, M: published", "ours", "MAdds, M: published", "ours"),
+        ("network", "name", "params, M: published", "ours", "MAdds, M: published", "ours"),
         tuple(rows),
         (
             "MAdds: multiply-adds of convolutions and linear layers. The published parameters of "
             "mnext_s and mnext_l include 2,560 that their code never uses; ours have no such.",
             *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
         ),
+        text_columns=2,
     )
 
 

@@ -24,6 +24,11 @@ NOT_PROTOCOL = {
 where things lie, and how fast they go."""
 
 
+AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
+"""Entries that came later, and the values with which they change nothing: results from before and
+after are of one protocol. `mobilenext.config` says of the same fields that they were added."""
+
+
 def arguments_of(network: dict[str, Any]) -> str:
     """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
     known = ("width_mult", "identity_tensor_multiplier", "strides")
@@ -64,6 +69,12 @@ class Protocol:
         ]
         if config.get("ema_decay"):
             parts.append(f"averaged weights {config['ema_decay']:g}")
+        if config.get("init_from"):
+            parts.append("from given weights")
+        if config.get("freeze_backbone"):
+            parts.append("classifier only")
+        if config.get("layer_decay"):
+            parts.append(f"layer decay {config['layer_decay']:g}")
         return ", ".join(parts) + f" (protocol {self.short})"
 
     @property
@@ -71,7 +82,7 @@ class Protocol:
         """Whether runs of it may stand in a row of the paper: ImageNet, whole, as long as its runs.
 
         That is 224 px in training and evaluation, images that were not encoded anew, the layout's
-        own strides, and 200 epochs or more.
+        own strides, 200 epochs or more, and no weights to begin with.
         """
         config = self.config
         data = config["data"]
@@ -81,6 +92,7 @@ class Protocol:
             and data["image_size"] == data["eval_size"] == 224
             and config["epochs"] >= 200
             and config["strides"] == [2, 2, 2, 2, 2]
+            and not config.get("init_from")
         )
 
 
@@ -148,6 +160,9 @@ class Result:
                 holder = holder[str(parent)]
             if last in holder:
                 holder[last] = {k: v for k, v in holder[last].items() if k not in names}
+        kept = {k: v for k, v in kept.items() if k not in AS_BEFORE or v != AS_BEFORE[k]}
+        if "init_from" in kept and "init_from" in self.values:
+            kept["init_from"] = self.values["init_from"]["sha256"]  # wherever the file lay
         return Protocol(json.dumps(kept, sort_keys=True))
 
     @property

@@ -101,6 +101,22 @@ def test_drop_path_grows_with_depth_like_timms() -> None:
     assert drop_rates(mnext_l(drop_path=0.1))[-1] == pytest.approx(0.1 * 27 / 28)
 
 
+def test_drop_path_of_inverted_residuals_leaves_the_shortcut() -> None:
+    torch.manual_seed(0)
+    block = with_weights(EfficientNet(num_classes=7, drop_path=0.8)).blocks[5][3]
+    assert block.residual
+    x = torch.randn(200, 192, 2, 2)
+    branch = block(x) - x
+    block.drop_path.train()
+    out = block(x)
+    dropped = (out == x).flatten(1).all(1)
+    rate = 0.8 * 14 / 16
+    assert dropped.float().mean().item() == pytest.approx(rate, abs=0.1)
+    kept = ~dropped
+    assert kept.any()
+    assert torch.allclose(out[kept], (x + branch / (1 - rate))[kept], rtol=1e-3, atol=1e-4)
+
+
 def test_initialisation_is_timms_in_distribution() -> None:
     torch.manual_seed(0)
     ours, theirs = EfficientNet(), timms()
@@ -248,7 +264,7 @@ def test_counts_without_squeezing() -> None:
 @pytest.mark.parametrize(
     ("se_ratio", "params", "madds"), [(0.25, 5_594_089, 529.8), (0.0, 4_819_544, 529.0)]
 )
-def test_counts_of_the_swap(se_ratio: float, params: float, madds: float) -> None:
+def test_counts_of_the_swap(se_ratio: float, params: int, madds: float) -> None:
     cost = measure_complexity(EfficientNet(block="sandglass", se_ratio=se_ratio))
     assert cost.params == params
     assert cost.madds / 1e6 == pytest.approx(madds, abs=0.05)

@@ -294,8 +294,13 @@ def test_grad_checkpointing_of_intermediates(name: str) -> None:
     x = images()
     maps = network.forward_intermediates(x, intermediates_only=True)
     network.set_grad_checkpointing()
+    calls = []
+    blocks = [m for m in network.modules() if hasattr(m, "identity_channels")]
+    blocks[-1].register_forward_pre_hook(lambda *_: calls.append(1))
     saved = network.forward_intermediates(x, intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(saved, maps, strict=True))
+    saved[-1].square().sum().backward()
+    assert len(calls) == 2, "activations were kept"
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
@@ -388,6 +393,15 @@ def test_expansions_of_the_others(name: str) -> None:
     maps = taps(images())
     assert [m.shape[1] for m in maps] == info.channels()
     assert [64 // m.shape[-1] for m in maps] == info.reduction()
+    # In-place activations would hide a tap at the norm before them.
+    tapped = [create(name).get_submodule(module) for module in info.module_name()]
+    assert all(isinstance(module, nn.SiLU) for module in tapped)
+
+
+def test_a_new_classifier_has_the_networks_number_format() -> None:
+    network = create("mobilenext_035", num_classes=5).double()
+    network.reset_classifier(3)
+    assert network(images().double()).dtype == torch.float64
 
 
 def test_unknown_feature_location() -> None:

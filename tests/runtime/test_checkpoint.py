@@ -1,3 +1,5 @@
+import argparse
+import hashlib
 import io
 import pickle
 from collections.abc import Callable
@@ -17,8 +19,10 @@ from mobilenext.runtime.checkpoint import (
     load_checkpoint,
     load_into,
     load_weights,
+    read_tensors,
     save_checkpoint,
     save_weights,
+    sha256_of,
 )
 
 DESCRIBED = {"model": {"name": "tiny"}, "classes": ["a", "b"], "data": {"name": "none"}}
@@ -290,3 +294,131 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         save_checkpoint(path, state(step=2))
     assert load_checkpoint(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def assert_equal_tensors(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_weights_of_our_own_files(tmp_path: Path) -> None:
+    network, averages = nn.Linear(3, 2), nn.Linear(3, 2).state_dict()
+    save_checkpoint(tmp_path / "raw.pt", state(network=network.state_dict()))
+    assert_equal_tensors(read_tensors(tmp_path / "raw.pt"), network.state_dict())
+    save_checkpoint(tmp_path / "last.pt", state(ema=averages))
+    assert_equal_tensors(read_tensors(tmp_path / "last.pt"), averages)
+    save_weights(tmp_path / "model.safetensors", network, DESCRIBED)
+    assert_equal_tensors(read_tensors(tmp_path / "model.safetensors"), network.state_dict())
+
+
+TENSORS = {"a.weight": torch.tensor([1.0, 2.0]), "a.bias": torch.tensor([3.0])}
+OTHER = {"a.weight": torch.tensor([0.0, 0.0]), "a.bias": torch.tensor([0.0])}
+TRAINERS: dict[str, dict] = {
+    "a state dict": TENSORS,
+    # as timm's train.py saved it when the authors used it
+    "timm's": {
+        "epoch": 199, "arch": "mnext", "state_dict": TENSORS, "version": 2, "metric": 74.02,
+        "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": []},
+        "args": argparse.Namespace(model="mnext", lr=0.1, sched="cosine", amp=None),
+    },
+    "timm's with averages": {"state_dict": OTHER, "state_dict_ema": TENSORS, "model": OTHER},
+    "timm's without averages": {"state_dict": TENSORS, "state_dict_ema": None},
+    "torchvision's": {"model": TENSORS, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+@pytest.mark.parametrize("name", ["x.pth", "x.pth.tar", "x.pt", "x.bin"])
+@pytest.mark.parametrize("content", TRAINERS.values(), ids=TRAINERS.keys())
+def test_weights_of_foreign_files(tmp_path: Path, content: dict, name: str, zipped: bool) -> None:
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert_equal_tensors(read_tensors(tmp_path / name), TENSORS)
+
+
+def test_weights_of_foreign_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "timm.safetensors"
+    safetensors.torch.save_file(TENSORS, path, {"format": "pt"})
+    found = read_tensors(path)
+    assert_equal_tensors(found, TENSORS)
+    assert list(found) == ["a.bias", "a.weight"]
+
+
+class MoreArguments(argparse.Namespace):
+    """Not what trainers write."""
+
+
+def test_foreign_weights_cannot_run_code(tmp_path: Path) -> None:
+    marker = Path("/tmp/mobilenext-was-here")
+    marker.unlink(missing_ok=True)
+    evil = {
+        "beside": {"state_dict": TENSORS, "args": Evil()},
+        "in a namespace": {"state_dict": TENSORS, "args": argparse.Namespace(x=Evil())},
+        "as a tensor": {"state_dict": {"a.weight": Evil()}},
+        "another class": {"state_dict": TENSORS, "args": MoreArguments()},
+    }
+    for number, content in enumerate(evil.values()):
+        path = tmp_path / f"{number}.pth.tar"
+        for zipped in (True, False):
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+            with pytest.raises(InputError, match="more than tensors and plain values"):
+                read_tensors(path)
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match=r"evil\.pkl: expected a network's weights"):
+        read_tensors(tmp_path / "evil.pkl")
+    save_checkpoint(tmp_path / "sealed.pt", state(x=argparse.Namespace(a=1)))
+    with pytest.raises(InputError, match="tensors and plain values"):
+        read_tensors(tmp_path / "sealed.pt")
+    assert not marker.exists()
+    # reading has left no class allowed
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_files_without_weights(tmp_path: Path) -> None:
+    for missing in ("nowhere.pth", "nowhere.safetensors"):
+        with pytest.raises(InputError, match=r"nowhere.*expected a file with weights, got nothing"):
+            read_tensors(tmp_path / missing)
+    with pytest.raises(InputError, match=r"got a folder; a run has .*model\.safetensors"):
+        read_tensors(tmp_path)
+    path = tmp_path / "x.pth"
+    for content, told in (
+        ([1, 2], "got a list"),
+        ({}, "got an empty dict"),
+        ({"state_dict": {}}, "got an empty dict"),
+        ({"weight": torch.zeros(1), "epoch": 3}, "got 'epoch', a int"),
+        ({3: torch.zeros(1)}, "got 3, a Tensor"),
+        (torch.zeros(3), "got a Tensor"),
+        (nn.Linear(2, 2), "more than tensors and plain values"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=rf"x\.pth: expected a network's weights.*{told}"):
+            read_tensors(path)
+
+
+def test_damaged_foreign_files(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.pt", tmp_path / "theirs.pth"
+    save_checkpoint(ours, state())
+    torch.save({"state_dict": TENSORS}, theirs)
+    bad = tmp_path / "bad.pth"
+    whole = theirs.read_bytes()
+    for content in (b"", b"hello", whole[:100], whole[:-100], ours.read_bytes()[:-300]):
+        bad.write_bytes(content)
+        with pytest.raises(InputError, match=r"bad\.pth: expected a network's weights"):
+            read_tensors(bad)
+    # ours without its seal has no weights where others have them
+    bad.write_bytes(ours.read_bytes()[:-1])
+    with pytest.raises(InputError):
+        read_tensors(bad)
+    flip_a_bit(ours)
+    with pytest.raises(DamagedFileError, match="does not match the checksum"):
+        read_tensors(ours)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"12345678901234567890")
+    with pytest.raises(InputError, match="expected safetensors, could not read it"):
+        read_tensors(bad)
+
+
+def test_the_checksum_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"weights")
+    assert sha256_of(tmp_path / "x") == hashlib.sha256(b"weights").hexdigest()
+    with pytest.raises(InputError, match="could not read it"):
+        sha256_of(tmp_path / "nowhere")

@@ -1,11 +1,14 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mobilenext.config import TrainConfig
 from mobilenext.errors import InputError
 from mobilenext.tables import fraction, group_results, read_results
+from mobilenext.tables.results import AS_BEFORE
 from tests.results import fake_result, write_results
 
 
@@ -56,6 +59,42 @@ def test_other_recipes_are_never_averaged(tmp_path: Path, key: str, value: Any) 
     assert len(found) == 2
     one, two = (group.first.protocol.describe() for group in found)
     assert one != two
+
+
+def test_entries_that_came_later_keep_results_comparable(tmp_path: Path) -> None:
+    later = {"config__init_from": None, "config__freeze_backbone": False,
+             "config__layer_decay": None}  # fmt: skip
+    (group,) = groups(tmp_path, fake_result(), fake_result(seed=1, **later))
+    assert group.seeds == [0, 1]
+    assert group.first.of_the_paper
+    added = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.metadata.get("added")}
+    assert added == AS_BEFORE
+
+
+def test_runs_with_given_weights(tmp_path: Path) -> None:
+    """They are of protocols of their own, which the file's content decides, not its path."""
+    given = {"config__init_from": "/there/x.pth", "init_from": {"sha256": "ab", "path": "x.pth"}}
+    moved = {"config__init_from": "/here/x.pth", "init_from": {"sha256": "ab", "path": "y.pth"}}
+    other = {"config__init_from": "/there/x.pth", "init_from": {"sha256": "cd", "path": "x.pth"}}
+    found = groups(
+        tmp_path,
+        fake_result(),
+        fake_result(seed=1, **given),
+        fake_result(seed=2, **moved),
+        fake_result(seed=3, **other),
+        fake_result(seed=4, **given, config__freeze_backbone=True),
+        fake_result(seed=5, **given, config__layer_decay=0.75),
+    )
+    by_seeds = {tuple(group.seeds): group.first for group in found}
+    assert by_seeds.keys() == {(0,), (1, 2), (3,), (4,), (5,)}
+    told = {seeds: first.protocol.describe() for seeds, first in by_seeds.items()}
+    assert len(set(told.values())) == 5
+    assert "given weights" not in told[0,]
+    assert "fp32, from given weights (protocol" in told[1, 2]
+    assert "from given weights, classifier only (protocol" in told[4,]
+    assert "from given weights, layer decay 0.75 (protocol" in told[5,]
+    assert [first.of_the_paper for first in by_seeds.values()].count(True) == 1
+    assert by_seeds[0,].of_the_paper
 
 
 def test_networks_that_differ_in_an_argument_are_not_averaged(tmp_path: Path) -> None:
