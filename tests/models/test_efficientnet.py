@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
+from timm.models import group_parameters
 from timm.models._factory import create_model
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.models import EfficientNet, MobileNeXt, SandglassBlock, mnext_l, mnext_s
 from mobilenext.models.complexity import count_params, measure_complexity
-from mobilenext.models.efficientnet import MNEXT_UNUSED_PARAMS
+from mobilenext.models.efficientnet import B0_STAGES, MNEXT_UNUSED_PARAMS
 from tests.models.nontrivial import with_weights
 
 
@@ -369,3 +370,15 @@ def test_strides_for_small_images() -> None:
 def test_refuses_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         EfficientNet(**arguments)
+
+
+def test_layers_for_their_own_learning_rates() -> None:
+    """The head goes with the last block, as in timm's EfficientNet."""
+    network = EfficientNet()
+    layers: Any = group_parameters(network, network.group_matcher(), reverse=True)
+    assert set(layers) == {name for name, _ in network.named_parameters()}
+    of_blocks = {layers[name] for name in layers if name.startswith("blocks.")}
+    assert layers["conv_stem.weight"] == layers["bn1.weight"] == 0 < min(of_blocks)
+    assert len(of_blocks) == sum(stage.repeats for stage in B0_STAGES)
+    assert layers["bn2.bias"] == layers["conv_head.weight"] == max(of_blocks)
+    assert layers["classifier.weight"] > max(of_blocks)
