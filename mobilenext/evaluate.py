@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenext.config import (
     DataConfig,
@@ -35,6 +35,9 @@ RESTORABLE_TARGETS = (
 )
 """What a checkpoint may ask for: narrower than what the command line may."""
 
+OF_EVALUATION = ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std")
+"""What data config says of how images are evaluated."""
+
 
 def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dict[str, Any]:
     """Rebuild a checkpoint's network and print its top-1, top-5 and loss.
@@ -62,7 +65,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
             f"{len(images.classes)} ({', '.join(images.classes[:3])}, ...): expected the same; "
             "choose the data that the network was trained for"
         )
-    for key in ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std"):
+    for key in OF_EVALUATION:
         if getattr(data, key) != getattr(trained_on, key):
             say(
                 f"note: data.{key}={getattr(data, key)}, while the run evaluated with "
@@ -70,9 +73,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
                 process,
             )
     model = described["model"]
-    network = build(model["network"], RESTORABLE_TARGETS, num_classes=model["num_classes"])
-    load_into(network, tensors, path)
-    network.to(process.device)
+    network = rebuilt(model, tensors, path).to(process.device)
 
     loader = validation_loader(data, images, process)
     to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
@@ -98,6 +99,24 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
         process,
     )
     return result
+
+
+def rebuilt(model: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> nn.Module:
+    """The network that a checkpoint describes, with its weights.
+
+    Args:
+        model: `network` and `num_classes`, as checkpoints have them.
+        tensors: By name.
+        path: Where they come from, for the error.
+
+    Raises:
+        InputError: The checkpoint asks for something else than a network, or its weights don't fit.
+    """
+    network: nn.Module = build(
+        model["network"], RESTORABLE_TARGETS, num_classes=model["num_classes"]
+    )
+    load_into(network, tensors, path)
+    return network
 
 
 def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:

@@ -29,11 +29,11 @@ from huggingface_hub import HfApi, ModelCardData
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from mobilenext.config import DataConfig, ExportConfig, build, from_plain
+from mobilenext.config import DataConfig, ExportConfig, from_plain
 from mobilenext.errors import InputError
-from mobilenext.evaluate import RESTORABLE_TARGETS
+from mobilenext.evaluate import rebuilt
 from mobilenext.models.complexity import Complexity, measure_complexity
-from mobilenext.runtime.checkpoint import load_checkpoint, load_into, load_weights
+from mobilenext.runtime.checkpoint import load_checkpoint, load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import git_commit, versions
 from mobilenext.runtime.files import write_atomically
@@ -105,18 +105,13 @@ def export(config: ExportConfig, process: Process, folder: RunFolder) -> dict[st
             several processes.
     """
     del folder
-    if process.world_size > 1:
-        raise InputError(
-            f"export: expected one process, got {process.world_size}; run it without torchrun"
-        )
+    process.require_alone("export")
     output = Path(config.output).expanduser()
     check_output(output)
     trained = read_trained(Path(config.checkpoint).expanduser())
-    node, num_classes = trained.model["network"], trained.model["num_classes"]
+    node = trained.model["network"]
     refuse_nested(node, trained.path)
-    network: nn.Module = build(node, RESTORABLE_TARGETS, num_classes=num_classes)
-    load_into(network, trained.tensors, trained.path)
-    network.eval()
+    network = rebuilt(trained.model, trained.tensors, trained.path).eval()
     entry = timm_entry(node)
     with tempfile.TemporaryDirectory() as staging:
         staged = Path(staging)

@@ -30,8 +30,8 @@ from mobilenext.config import DataConfig, GradientsConfig, build, from_plain, to
 from mobilenext.data import DeviceBatches, ImageData, eval_transform
 from mobilenext.data.decoders import Decoder, Order, open_decoder
 from mobilenext.errors import InputError
-from mobilenext.evaluate import RESTORABLE_TARGETS
-from mobilenext.runtime.checkpoint import load_into, load_weights
+from mobilenext.evaluate import OF_EVALUATION, rebuilt
+from mobilenext.runtime.checkpoint import load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.files import write_atomically
@@ -73,10 +73,7 @@ def gradients(config: GradientsConfig, process: Process, folder: RunFolder) -> d
             network lacks the module that `stem` or `last` names or has no usable gradients, or
             there are several processes.
     """
-    if process.world_size > 1:
-        raise InputError(
-            f"gradients: expected one process, got {process.world_size}; run it without torchrun"
-        )
+    process.require_alone("gradients")
     images: ImageData = build(config.data.source, ("mobilenext.data.",))
     trained = [_restored(run, config, images, process) for run in config.runs]
     measured = {label: [] for label in [*config.networks, *(run.label for run in trained)]}
@@ -217,13 +214,11 @@ def _restored(run: str, config: GradientsConfig, images: ImageData, process: Pro
             "trained for"
         )
     trained_on = from_plain(DataConfig, described["data"])
-    for key in ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std"):
+    for key in OF_EVALUATION:
         here, there = getattr(config.data, key), getattr(trained_on, key)
         if here != there:
             say(f"note: data.{key}={here}, while {path} was evaluated with {there}")
-    model = described["model"]
-    network = build(model["network"], RESTORABLE_TARGETS, num_classes=model["num_classes"])
-    load_into(network, tensors, path)
+    network = rebuilt(described["model"], tensors, path)
     return _Run(run, path, network.to(process.device).eval())
 
 

@@ -106,12 +106,11 @@ def loader_report(
             report can't be written.
     """
     del folder
-    if process.world_size > 1:
-        raise InputError(
-            f"loader_report: expected one process, got {process.world_size}; run it without "
-            "torchrun. Of several processes on a machine each has its share of the cores: read "
-            "the line of so many threads"
-        )
+    process.require_alone(
+        "loader_report",
+        ". Of several processes on a machine each has its share of the cores: read the line of so "
+        "many threads",
+    )
     path = _report_path(config.report)
     images: ImageData = build(config.data.source)
     with closing(_training_loader(config, images, process)) as loader:

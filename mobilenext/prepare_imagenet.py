@@ -114,11 +114,7 @@ def prepare_imagenet(
             disk is full, or the pack to be verified is corrupt.
     """
     del folder
-    if process.world_size > 1:
-        raise InputError(
-            "prepare_imagenet: expected one process, which uses all cores, got "
-            f"{process.world_size}; run it without torchrun"
-        )
+    process.require_alone("prepare_imagenet", ", it uses all cores")
     output = Path(config.output).expanduser()
     workers = process.cpus if config.workers is None else config.workers
     if config.verify:

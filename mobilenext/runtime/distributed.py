@@ -53,6 +53,18 @@ class Process:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
+    def require_alone(self, job: str, hint: str = "") -> None:
+        """Raise `InputError` if there are other processes.
+
+        Args:
+            job: The name of the job that can't have them.
+            hint: More for the message.
+        """
+        if self.world_size > 1:
+            raise InputError(
+                f"{job}: expected one process, got {self.world_size}; run it without torchrun{hint}"
+            )
+
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.world_size > 1:
