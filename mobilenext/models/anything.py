@@ -1,7 +1,6 @@
 """Classifiers of timm and torchvision behind the interface of our networks."""
 
 import difflib
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,9 +69,7 @@ def torchvision_model(
     builder = torchvision.models.get_model_builder(model_name)
     if model_name in ("googlenet", "inception_v3"):
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
-    takes = inspect.signature(builder).parameters
     try:
-        assert "weights" in takes
         return builder(weights=None, num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:
         message = f"torchvision's {model_name} can't be built with {arguments}: {error}"

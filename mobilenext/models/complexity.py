@@ -102,8 +102,7 @@ def _stages(
     for child, module in network.named_children():
         if child not in shapes:
             continue
-        whole = any(f"{child}.{index}" not in shapes for index, _ in module.named_children())
-        if child != "features" or not isinstance(module, nn.Sequential) or whole:
+        if child != "features" or not isinstance(module, nn.Sequential) or not _ran(module, shapes):
             if count_params(module):
                 yield child, [child]
             continue
@@ -114,6 +113,11 @@ def _stages(
                 run = []
             run.append(index)
         yield _feature_run(run)
+
+
+def _ran(features: nn.Sequential, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether each block was called: some networks take `features` apart in their own way."""
+    return all(f"features.{index}" in shapes for index in range(len(features)))
 
 
 def _feature_run(run: list[int]) -> tuple[str, list[str]]:

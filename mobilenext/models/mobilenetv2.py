@@ -6,6 +6,7 @@ the state of an ablation (depthwise convolutions at the thin ends). This one is 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torchvision
@@ -124,34 +125,22 @@ class InvertedResidualVariant(nn.Module):
         if depthwise not in ("ends", "twice"):
             raise InputError(f"depthwise: expected ends or twice, got {depthwise!r}")
         hidden = in_channels * expand_ratio
-        layers: list[nn.Module] = []
-
-        def add(into: int, out: int, kernel: int, stride: int, activated: bool) -> None:
-            groups = into if kernel > 1 else 1
-            activation = relu6 if activated else None
-            layers.extend(
-                conv_norm(
-                    into,
-                    out,
-                    kernel,
-                    stride=stride,
-                    groups=groups,
-                    norm_layer=norm_layer,
-                    activation_layer=activation,
-                )
-            )
-
+        linear = partial(conv_norm, norm_layer=norm_layer)
+        active = partial(linear, activation_layer=relu6)
         if depthwise == "ends" and expand_ratio != 1:
-            add(in_channels, in_channels, 3, 1, activated=True)
-            add(in_channels, hidden, 1, 1, activated=True)
-            add(hidden, out_channels, 1, stride, activated=False)
-            add(out_channels, out_channels, 3, 1, activated=True)
+            layers = [
+                *active(in_channels, in_channels, 3, groups=in_channels),
+                *active(in_channels, hidden, 1),
+                *linear(hidden, out_channels, 1, stride=stride),
+                *active(out_channels, out_channels, 3, groups=out_channels),
+            ]
         else:
-            if expand_ratio != 1:
-                add(in_channels, hidden, 1, 1, activated=True)
-            add(hidden, hidden, 3, 1, activated=False)
-            add(hidden, hidden, 3, stride, activated=True)
-            add(hidden, out_channels, 1, 1, activated=False)
+            layers = [
+                *(active(in_channels, hidden, 1) if expand_ratio != 1 else []),
+                *linear(hidden, hidden, 3, groups=hidden),
+                *active(hidden, hidden, 3, stride=stride, groups=hidden),
+                *linear(hidden, out_channels, 1),
+            ]
         self.conv = nn.Sequential(*layers)
         self.use_res_connect = stride == 1 and in_channels == out_channels
 

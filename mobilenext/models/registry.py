@@ -6,6 +6,7 @@ published: `pretrained=True` needs a file (`pretrained_cfg_overlay=dict(file=...
 or a hub's name (`timm.create_model("local-dir:FOLDER", pretrained=True)`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -53,7 +54,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(make: Any, variant: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def _create(
+    make: Callable[..., Any], variant: str, pretrained: bool, arguments: dict[str, Any]
+) -> nn.Module:
     """Build through timm, whose names for arguments differ from ours.
 
     `feature_location="expansion"` with `features_only=True` gives the wide map of the last block at
@@ -66,7 +69,7 @@ def _create(make: Any, variant: str, pretrained: bool, arguments: dict[str, Any]
     elif location != "bottleneck":
         raise ValueError(f"feature_location: expected bottleneck or expansion, got {location!r}")
 
-    def build(**given: Any) -> nn.Module:
+    def build(**given: Any) -> Any:
         for theirs, ours in (("drop_rate", "dropout"), ("drop_path_rate", "drop_path")):
             if theirs in given:
                 given[ours] = given.pop(theirs)
@@ -112,58 +115,26 @@ def _expansion(block: WideBlock) -> tuple[int, int]:
     return index + 2, stride
 
 
-def _mobilenext(width_mult: float, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
-    variant = f"mobilenext_{round(100 * width_mult):03d}"
-    return _create(MobileNeXt, variant, pretrained, {"width_mult": width_mult, **arguments})
-
-
-@register_model
-def mobilenext_140(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNeXt, width 1.4."""
-    return _mobilenext(1.4, pretrained, kwargs)
-
-
-@register_model
-def mobilenext_100(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNeXt, width 1.0."""
-    return _mobilenext(1.0, pretrained, kwargs)
-
-
-@register_model
-def mobilenext_075(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNeXt, width 0.75."""
-    return _mobilenext(0.75, pretrained, kwargs)
-
-
-@register_model
-def mobilenext_050(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNeXt, width 0.5."""
-    return _mobilenext(0.5, pretrained, kwargs)
-
-
-@register_model
-def mobilenext_035(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNeXt, width 0.35."""
-    return _mobilenext(0.35, pretrained, kwargs)
-
-
-@register_model
-def mobilenext_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """EfficientNet-b0 with sandglass blocks in place of its inverted residuals."""
-    arguments = {"block": "sandglass", **kwargs}
-    return _create(EfficientNet, "mobilenext_efficientnet_b0", pretrained, arguments)
-
-
-# The names are taken by the functions that they build with.
-def _mnext(name: str, make: Any) -> None:
+def _register(name: str, make: Callable[..., nn.Module], text: str, **fixed: Any) -> None:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(make, name, pretrained, kwargs)
+        return _create(make, name, pretrained, {**fixed, **kwargs})
 
-    create.__name__ = create.__qualname__ = name
+    create.__name__ = create.__qualname__ = name  # timm registers functions by their names
     create.__module__ = __name__
-    create.__doc__ = make.__doc__
+    create.__doc__ = text
     register_model(create)
 
 
-_mnext("mnext_s", mnext_s)
-_mnext("mnext_l", mnext_l)
+_register("mobilenext_140", MobileNeXt, "MobileNeXt, width 1.4.", width_mult=1.4)
+_register("mobilenext_100", MobileNeXt, "MobileNeXt, width 1.0.", width_mult=1.0)
+_register("mobilenext_075", MobileNeXt, "MobileNeXt, width 0.75.", width_mult=0.75)
+_register("mobilenext_050", MobileNeXt, "MobileNeXt, width 0.5.", width_mult=0.5)
+_register("mobilenext_035", MobileNeXt, "MobileNeXt, width 0.35.", width_mult=0.35)
+_register(
+    "mobilenext_efficientnet_b0",
+    EfficientNet,
+    "EfficientNet-b0 with sandglass blocks in place of its inverted residuals.",
+    block="sandglass",
+)
+_register("mnext_s", mnext_s, "The authors' mnext_s.")
+_register("mnext_l", mnext_l, "The authors' mnext_l.")

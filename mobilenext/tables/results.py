@@ -23,6 +23,8 @@ NOT_PROTOCOL = {
 """Entries of a run's config that two networks need not share to be compared: what network it is,
 where things lie, and how fast they go."""
 
+MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
+"""Arguments of networks that tables know apart from the others."""
 
 AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
 """Entries that came later, and the values with which they change nothing: results from before and
@@ -31,8 +33,7 @@ after are of one protocol. `mobilenext.config` says of the same fields that they
 
 def arguments_of(network: dict[str, Any]) -> str:
     """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
-    known = ("width_mult", "identity_tensor_multiplier", "strides")
-    return json.dumps({k: v for k, v in network.items() if k not in known}, sort_keys=True)
+    return json.dumps({k: v for k, v in network.items() if k not in MULTIPLIERS}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -174,13 +175,7 @@ class Result:
     def plain(self) -> bool:
         """Whether the network was built with nothing but multipliers, strides and dropout."""
         network = self.values["config"]["model"]["network"]
-        return set(network) <= {
-            "_target_",
-            "width_mult",
-            "identity_tensor_multiplier",
-            "strides",
-            "dropout",
-        }
+        return set(network) <= {"_target_", *MULTIPLIERS, "dropout"}
 
     @property
     def of_the_paper(self) -> bool:
