@@ -29,7 +29,7 @@ demo: $(VENV)/.installed ## install, then train MobileNeXt on scanned digits (ab
 	$(BIN)/python train.py
 
 test: $(VENV)/.installed-test ## install, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

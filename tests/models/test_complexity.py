@@ -1,4 +1,5 @@
 import pytest
+import torchvision
 from torch import nn
 
 from mobilenext.models import MobileNetV2, MobileNeXt
@@ -39,6 +40,12 @@ def test_by_hand() -> None:
     assert cost.params == (27 * 8 + 8) + (9 * 8 + 8) + (128 * 10 + 10)
     assert cost.madds == 27 * 8 * 16 + 9 * 8 * 16 + 128 * 10
     assert cost.activations == 8 * 16 + 8 * 16 + 10
+
+
+def test_features_whose_layers_have_names_are_one_stage() -> None:
+    cost = measure_complexity(torchvision.models.densenet121(), 64)
+    assert [stage.name for stage in cost.stages] == ["features", "classifier"]
+    assert sum(stage.madds for stage in cost.stages) == cost.madds
 
 
 @pytest.mark.parametrize("network", [MobileNeXt(0.5), MobileNetV2(0.5)])
