@@ -1,5 +1,7 @@
 """Which results stand in which table, and beside which published number."""
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -107,7 +109,7 @@ LAST_EPOCH = (
 
 
 def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> list[Table]:
-    """All tables: the paper's, measured or not, then those of other data and recipes.
+    """All tables: the paper's, measured or not, those of other data and recipes, then the recipes'.
 
     A run stands in a row of the paper only if `Result.of_the_paper` says so; any other one stands
     in tables of its own protocol, where no published number does.
@@ -146,7 +148,7 @@ def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> li
     others += [group for group in with_paper if id(group) not in placed]
     for protocol in _protocols(others):
         tables += _own_tables(protocol, _of(protocol, others))
-    return tables
+    return tables + _recipe_tables(groups)
 
 
 def _paper_table(
@@ -304,6 +306,7 @@ def _millions(params: int, madds: int) -> tuple[str, str]:
     return f"{params / 1e6:.3f}", f"{madds / 1e6:.1f}"
 
 
+ACCURACY = ("top-1", "seeds", "best epoch", "commit")
 MEASURED = ("ours", "difference", "seeds", "best epoch", "commit")
 
 
@@ -327,10 +330,8 @@ def mean_and_std(group: Group) -> str:
 
 def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
     """Tables of runs beside which no published number may stand."""
-    columns = ("params, M", "MAdds, M", "top-1", "seeds", "best epoch", "commit")
-    notes = (LAST_EPOCH, "Not ImageNet as the paper has it: its numbers don't compare with these.")
-    if protocol.of_the_paper:
-        notes = notes[:1]
+    costs = ("params, M", "MAdds, M")
+    notes = _own_notes(protocol)
     whole = [group for group in groups if group.first.identity == 1]
     order = list(LABELS)
     whole.sort(
@@ -346,8 +347,8 @@ def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
             (_name(group, groups), decimal(group.first.width), *_own_row(group)) for group in whole
         )
         title = f"Networks: {protocol.describe()}"
-        table = Table(f"networks_{protocol.short}", title, ("network", "width", *columns), rows)
-        tables.append(_with_notes(table, notes))
+        columns = ("network", "width", *costs, *ACCURACY)
+        tables.append(Table(f"networks_{protocol.short}", title, columns, rows, notes))
     for model, width in sorted({(g.first.model, g.first.width) for g in groups}):
         several = [g for g in groups if (g.first.model, g.first.width) == (model, width)]
         if {group.first.identity for group in several} == {1.0}:
@@ -358,10 +359,52 @@ def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
         )
         name = f"identity_{model}_{width:g}_{protocol.short}"
         title = f"Identity tensor multipliers at width {decimal(width)}: {protocol.describe()}"
-        tables.append(
-            _with_notes(Table(name, title, ("network", "identity", *columns), rows), notes)
-        )
+        columns = ("network", "identity", *costs, *ACCURACY)
+        tables.append(Table(name, title, columns, rows, notes))
     return tables
+
+
+def _recipe_tables(groups: list[Group]) -> list[Table]:
+    """Networks that several recipes trained on the same images for as many epochs."""
+    by_task: dict[str, list[Group]] = {}
+    for group in groups:
+        by_task.setdefault(group.first.protocol.task, []).append(group)
+    tables = []
+    for task, part in sorted(by_task.items()):
+        recipes: dict[tuple[str, float, float], set[Protocol]] = {}
+        for group in part:
+            recipes.setdefault(_key(group.first), set()).add(group.first.protocol)
+        compared = [group for group in part if len(recipes[_key(group.first)]) > 1]
+        if not compared:
+            continue
+        compared.sort(key=lambda group: (_key(group.first), group.first.protocol.recipe))
+        rows = tuple(
+            (
+                LABELS.get(group.first.model, group.first.model),
+                _with_arguments(group.first),
+                decimal(group.first.width),
+                fraction(group.first.identity),
+                *_accuracy(group),
+            )
+            for group in compared
+        )
+        slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
+        columns = ("network", "recipe", "width", "identity", *ACCURACY)
+        notes = _own_notes(compared[0].first.protocol)
+        tables.append(Table(f"recipes_{slug}", f"Recipes: {task}", columns, rows, notes, 2))
+    return tables
+
+
+def _with_arguments(result: Result) -> str:
+    """A recipe with the arguments of the network, such as dropout, that go with it."""
+    arguments = json.loads(result.arguments)
+    told = [f"{name} {value}" for name, value in arguments.items() if name != "_target_"]
+    return ", ".join([*told, result.protocol.recipe])
+
+
+def _own_notes(protocol: Protocol) -> tuple[str, ...]:
+    notes = (LAST_EPOCH, "Not ImageNet as the paper has it: its numbers don't compare with these.")
+    return notes[:1] if protocol.of_the_paper else notes
 
 
 def _own_row(group: Group) -> tuple[str, ...]:
@@ -369,15 +412,18 @@ def _own_row(group: Group) -> tuple[str, ...]:
     return (
         f"{values['num_params'] / 1e6:.3f}",
         f"{values['madds'] / 1e6:.1f}",
+        *_accuracy(group),
+    )
+
+
+def _accuracy(group: Group) -> tuple[str, ...]:
+    """The cells of `ACCURACY`."""
+    return (
         mean_and_std(group),
         ", ".join(str(seed) for seed in group.seeds),
         f"{group.best_mean:.2f}",
         ", ".join(group.commits),
     )
-
-
-def _with_notes(table: Table, notes: tuple[str, ...]) -> Table:
-    return Table(table.name, table.title, table.columns, table.rows, notes, table.text_columns)
 
 
 def _name(group: Group, groups: Iterable[Group]) -> str:

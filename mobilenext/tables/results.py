@@ -26,6 +26,9 @@ where things lie, and how fast they go."""
 MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
 """Arguments of networks that tables know apart from the others."""
 
+MIXING = ("mixup", "cutmix", "erasing")
+"""Entries of a config's `augment` that a recipe is known by if they are not zero."""
+
 AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
 """Entries that came later, and the values with which they change nothing: results from before and
 after are of one protocol. `mobilenext.config` says of the same fields that they were added."""
@@ -53,21 +56,35 @@ class Protocol:
         """Six hexadecimal digits that tell protocols apart."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:6]
 
-    def describe(self) -> str:
-        """A line about it, unlike that of any other protocol."""
+    @property
+    def task(self) -> str:
+        """What is learned, from how many pixels and for how long."""
         config = self.config
-        data, optimizer = config["data"], config["optimizer"]
+        data = config["data"]
         size, eval_size = data["image_size"], data["eval_size"]
+        return ", ".join(
+            (
+                data["name"] + (" (encoded anew)" if data.get("reencoded") else ""),
+                f"{size} px" if size == eval_size else f"{size} px, evaluated at {eval_size} px",
+                f"{config['epochs']} epochs",
+            )
+        )
+
+    @property
+    def recipe(self) -> str:
+        """How it is learned, unlike that of any other protocol."""
+        config = self.config
+        optimizer, augment = config["optimizer"], config["augment"]
         parts = [
-            data["name"] + (" (encoded anew)" if data.get("reencoded") else ""),
-            f"{size} px" if size == eval_size else f"{size} px, evaluated at {eval_size} px",
-            f"{config['epochs']} epochs",
             f"{str(optimizer['_target_']).rpartition('.')[2]} {optimizer['lr']:g}",
-            f"batch {data['global_batch_size']}",
+            f"batch {config['data']['global_batch_size']}",
             str(config["schedule"]["_target_"]).rpartition(".")[2],
             f"label smoothing {config['label_smoothing']:g}",
             config["runtime"]["precision"],
         ]
+        if augment.get("randaugment"):
+            parts.append(f"RandAugment {augment['randaugment']}")
+        parts += [f"{name} {augment[name]:g}" for name in MIXING if augment.get(name)]
         if config.get("ema_decay"):
             parts.append(f"averaged weights {config['ema_decay']:g}")
         if config.get("init_from"):
@@ -77,6 +94,10 @@ class Protocol:
         if config.get("layer_decay"):
             parts.append(f"layer decay {config['layer_decay']:g}")
         return ", ".join(parts) + f" (protocol {self.short})"
+
+    def describe(self) -> str:
+        """A line about it: task and recipe."""
+        return f"{self.task}, {self.recipe}"
 
     @property
     def of_the_paper(self) -> bool:

@@ -95,6 +95,42 @@ def test_tables_of_other_data(tmp_path: Path) -> None:
     assert "imagenette, 96 px, 8 epochs" in networks.title
 
 
+ADAM = {"_target_": "torch.optim.AdamW", "lr": 0.002}
+MIXED = {"hflip": 0.5, "randaugment": "rand-m9", "mixup": 0.2, "cutmix": 0.0}
+
+
+def test_recipes_of_the_same_network_stand_side_by_side(tmp_path: Path) -> None:
+    modern = {"config__optimizer": ADAM, "config__augment": MIXED, "config__ema_decay": 0.99,
+              "config__model__network__dropout": 0.3}  # fmt: skip
+    results = [
+        *(small_result(seed=seed, top1=50.0 + seed) for seed in (0, 1)),
+        small_result(**modern, top1=40.0),
+        small_result(width=0.5, top1=11.0),
+        small_result(config__optimizer=ADAM, config__epochs=12, top1=12.0),
+        small_result(config__optimizer=ADAM, config__data__image_size=64, top1=13.0),
+        small_result(config__model__network__dropout=0.0, width=0.5, top1=14.0),
+    ]
+    found = tables(tmp_path, *results)
+    assert [name for name in found if "recipes" in name] == ["recipes_imagenette_96_px_8_epochs"]
+    table = found["recipes_imagenette_96_px_8_epochs"]
+    assert table.title == "Recipes: imagenette, 96 px, 8 epochs"
+    networks, recipes, widths, identities, top1, *_ = zip(*table.rows, strict=True)
+    assert (set(networks), set(widths), set(identities)) == ({"MobileNeXt"}, {"1.0"}, {"1"})
+    assert top1 == ("40.00", "50.50 ± 0.71")
+    assert recipes[0].startswith("dropout 0.3, AdamW 0.002, batch 512")
+    assert "RandAugment rand-m9, mixup 0.2, averaged weights 0.99 (protocol " in recipes[0]
+    assert recipes[1].startswith("dropout 0.2, SGD 0.1, batch 512")
+    assert "don't compare" in table.footnotes[1]
+    assert len(found) == len({name for name in found if "networks" in name}) + 3
+
+
+def test_recipes_of_the_paper_are_compared_too(tmp_path: Path) -> None:
+    found = tables(tmp_path, fake_result(), fake_result(config__optimizer=ADAM, top1=75.0))
+    table = found["recipes_imagenet_224_px_210_epochs"]
+    assert [row[4] for row in table.rows] == ["75.00", "74.00"]
+    assert len(table.footnotes) == 1
+
+
 GOLDEN = Table(
     "golden",
     "A table of 5 % & more",
