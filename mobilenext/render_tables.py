@@ -45,8 +45,8 @@ def render_tables(config: TablesConfig, process: Process, folder: RunFolder) -> 
     """
     del folder
     paths = [Path(path).expanduser() for path in config.runs]
-    networks = [counted(model) for model in config.models.values()]
-    tables = tables_of(read_results(paths) if paths else measured_results(), networks)
+    results = read_results(paths) if paths else measured_results()
+    tables = tables_of(results, [counted(model) for model in config.models.values()])
     say("\n\n".join(to_markdown(table) for table in tables).rstrip(), process)
     if config.output is not None:
         output = Path(config.output).expanduser()

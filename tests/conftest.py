@@ -1,6 +1,5 @@
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import PIL.Image
 import pytest
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
+from tests.commands import REPO, run_command
+
 DEVELOPMENT_DATA = Path(os.environ.get("MOBILENEXT_DATA", REPO.parent / "shared" / "data"))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the suite has a process for each core
 pytest.register_assert_rewrite("tests.compare")
 
 
@@ -41,22 +41,6 @@ def photo_folder(tmp_path: Path) -> Path:
                 crop = photo[top : top + 160, left : left + 200]
                 PIL.Image.fromarray(crop).save(folder / f"{number}.jpg", quality=90)
     return root
-
-
-def command(*arguments: object, processes: int = 1, torchrun: tuple[str, ...] = ()) -> list[str]:
-    """A command of the project, or any script of the repository, as a user types it."""
-    script, *rest = [str(argument) for argument in arguments]
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun]
-        launcher.append(f"--nproc-per-node={processes}")
-    return [sys.executable, *launcher, str(REPO / script), *rest]
-
-
-def environment(processes: int = 1) -> dict[str, str]:
-    """The same tests everywhere: without CUDA (`gpu` tests have their own), few threads."""
-    threads = "1" if processes > 1 else "2"
-    return {**os.environ, "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def in_terminal(arguments: list[str], cwd: Path, env: dict[str, str]) -> tuple[str, str]:
@@ -101,14 +85,8 @@ def run(tmp_path: Path) -> Run:
         env: dict[str, str] | None = None,
         before: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(*arguments, processes=processes, torchrun=torchrun),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**environment(processes), **(env or {})},
-            preexec_fn=before,
+        done = run_command(
+            *arguments, cwd=cwd, processes=processes, torchrun=torchrun, env=env, before=before
         )
         if ok:
             assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from mobilenext.data import native
-from tests.conftest import DEVELOPMENT_DATA, REPO
+from tests.commands import REPO
+from tests.conftest import DEVELOPMENT_DATA
 from tests.jpegs import small_files
 
 SECONDS = float(os.environ.get("MOBILENEXT_FUZZ_SECONDS", "120"))

@@ -1,5 +1,4 @@
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from mobilenext.data import DeviceBatches, eval_loader, eval_transform, syntheti
 from mobilenext.evaluate import score
 from mobilenext.runtime.checkpoint import save_checkpoint
 from mobilenext.runtime.distributed import Process
-from tests.conftest import command, environment
+from tests.commands import REPO, run_command
 from tests.in_processes import LENGTHS, Pixels
 
 
@@ -73,13 +72,7 @@ def scores_alone() -> dict[str, Any]:
 
 
 def in_processes(processes: int) -> dict[str, Any]:
-    done = subprocess.run(
-        command("tests/in_processes.py", processes=processes),
-        env=environment(processes),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_command("tests/in_processes.py", cwd=REPO, processes=processes)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

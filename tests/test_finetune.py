@@ -23,8 +23,8 @@ from mobilenext.runtime.checkpoint import read_tensors, sha256_of
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import seed_devices
+from tests.commands import command, environment
 from tests.compare import assert_same_run
-from tests.conftest import command, environment
 
 register()
 CPU = Process(torch.device("cpu"))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command, environment, in_terminal
+from tests.commands import command, environment
+from tests.conftest import in_terminal
 
 SMALL = ("width=0.35", "data.global_batch_size=96")
 

@@ -23,7 +23,8 @@ from mobilenext.data.pack import PackImages, PackWriter, open_pack
 from mobilenext.errors import InputError
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.run_folder import RunFolder
-from tests.conftest import REPO, Run, environment
+from tests.commands import REPO, environment
+from tests.conftest import Run
 from tests.data.test_archives import cache, folder, official  # noqa: F401
 
 pytestmark = pytest.mark.skipif(

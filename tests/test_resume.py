@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import REPO, command, environment, run_command
 from tests.compare import assert_same_run
-from tests.conftest import REPO, command, environment
 from tests.kill_at import PLACES
 
 SEED = int(os.environ.get("MOBILENEXT_KILL_SEED", "0"))
@@ -43,14 +43,7 @@ def only_folder(path: Path) -> Path:
 
 def finished(path: Path, processes: int) -> Path:
     """The folder of a run that nothing has happened to, and that saved at each epoch only."""
-    done = subprocess.run(
-        command("train.py", *RECIPE, processes=processes),
-        cwd=path,
-        env=environment(processes),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_command("train.py", *RECIPE, cwd=path, processes=processes)
     assert done.returncode == 0, done.stderr
     return only_folder(path)
 
@@ -141,7 +134,7 @@ def started(path: Path, *more: str, processes: int = 1, torchrun: tuple[str, ...
     with subprocess.Popen(
         command("train.py", *RECIPE, *more, processes=processes, torchrun=torchrun),
         cwd=path,
-        env=environment(processes),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -22,7 +22,7 @@ from mobilenext.runtime.submitit_tasks import (
     join_submitit_tasks,
     requeued_if_preempted,
 )
-from tests.conftest import command, environment
+from tests.commands import command, environment
 
 submitit = pytest.importorskip("submitit", reason="needs the extra slurm: submitit")
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
@@ -37,7 +37,7 @@ JOINED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 def test_a_sweep_of_two_tasks_each_goes_on_after_a_failure(run, tmp_path: Path) -> None:
     launcher = "hydra/launcher=submitit_local"
     sweep = (*SWEEP, launcher, "epochs=1", "identity=1/2,2,1/6")
-    done = run(*sweep, ok=False, env=environment(2))
+    done = run(*sweep, ok=False, env=environment())
     assert done.returncode == 1
     assert "identity=2.0: expected an identity tensor multiplier" in done.stderr
     files = list((tmp_path / "runs").glob("*/*/result.json"))
@@ -89,7 +89,7 @@ def test_a_preempted_job_is_started_again_and_goes_on(tmp_path: Path, cluster: s
     for name in ("sbatch", "jobs", "srun", "scontrol", "sacct"):
         (bin_folder / name).write_text(STAND_IN.format(python=sys.executable))
         (bin_folder / name).chmod(0o755)
-    env = {**environment(2), "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    env = {**environment(), "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     launcher = f"hydra/launcher=submitit_{cluster}"
     seeds = [0, 1] if cluster == "slurm" else [0]  # two, so that SLURM gets an array of jobs
     values = ",".join(map(str, seeds))

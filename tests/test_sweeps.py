@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from hydra_plugins.mobilenext_torchrun import TorchrunLauncher
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.sweep import SweepJob
+from tests.commands import command, environment
 from tests.compare import assert_same_run
-from tests.conftest import command, environment, in_terminal
+from tests.conftest import in_terminal
 
 SMALL = ("width=0.35", "data.global_batch_size=96", "runtime.log_every=4")
 OFTEN = ("checkpoint.every_steps=3", "checkpoint.max_share=1")
