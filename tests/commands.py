@@ -17,14 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-TIMEOUT = 300
-"""Seconds that a command may take."""
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read when the server loads torch
+os.environ["OMP_NUM_THREADS"] = "1"  # for the server, which reads it once, and for all commands
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["tests.commands", "mobilenext.main", "mobilenext.train", "mobilenext.evaluate"]
-)
+FORKS.set_forkserver_preload(["tests.commands", "mobilenext.main", "mobilenext.train"])
 
 
 def command(*arguments: object, processes: int = 1, torchrun: tuple[str, ...] = ()) -> list[str]:
@@ -39,7 +35,7 @@ def command(*arguments: object, processes: int = 1, torchrun: tuple[str, ...] = 
 
 def environment() -> dict[str, str]:
     """The same tests everywhere: without CUDA (`gpu` tests have their own), one thread each."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_command(
@@ -49,6 +45,7 @@ def run_command(
     torchrun: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end.
 
@@ -59,26 +56,29 @@ def run_command(
         torchrun: Options of torchrun.
         env: Variables beside those of `environment`.
         before: What the new process does first; it then comes from no server.
+        timeout: Seconds that it may take.
     """
     line = command(*arguments, processes=processes, torchrun=torchrun)
     variables = {**environment(), **(env or {})}
     if processes == 1 and before is None and hasattr(os, "fork"):
-        return _fork(line, cwd, variables)
+        return _fork(line, cwd, variables, timeout)
     return subprocess.run(
-        line, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, env=variables,
+        line, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=variables,
         preexec_fn=before,
     )  # fmt: skip
 
 
-def _fork(line: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _fork(
+    line: list[str], cwd: Path, env: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         outputs = Path(folder) / "stdout", Path(folder) / "stderr"
         process = FORKS.Process(target=_become, args=(line[1:], cwd, env, outputs))
         process.start()
-        process.join(TIMEOUT)
+        process.join(timeout)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(line, TIMEOUT)
+            raise subprocess.TimeoutExpired(line, timeout)
         stdout, stderr = (output.read_text() for output in outputs)
     return subprocess.CompletedProcess(line, process.exitcode, stdout, stderr)
 

@@ -72,7 +72,7 @@ def scores_alone() -> dict[str, Any]:
 
 
 def in_processes(processes: int) -> dict[str, Any]:
-    done = run_command("tests/in_processes.py", cwd=REPO, processes=processes)
+    done = run_command("tests/in_processes.py", cwd=REPO, processes=processes, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

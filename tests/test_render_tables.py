@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mobilenext.errors import InputError
 from mobilenext.render_tables import MARKED, counted, renew
 from mobilenext.tables import Network, measured_results, tables_of, to_markdown
 from mobilenext.tables.layout import COMPARISONS, LABELS
@@ -33,21 +32,23 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
 
 
-def test_tables_of_the_measured_results_are_renewed_in_a_file(run, tmp_path: Path) -> None:
+def test_the_measured_results_without_arguments(run, tmp_path: Path) -> None:
+    done = run("scripts/tables.py")
+    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_in_a_file_are_renewed(run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
-    done = run("scripts/tables.py", "update=[page.md]")
-    assert "imagenette, 96 px, 8 epochs" in done.stdout
-    assert list(tmp_path.iterdir()) == [page]
+    run("scripts/tables.py", "update=[page.md]")
     text = page.read_text()
     assert text.startswith("before\n<!-- table: width_table -->\n**Width multipliers, ImageNet")
     assert text.endswith("<!-- /table -->\nafter\n")
     assert "old" not in text
-
-
-def test_a_page_that_names_no_table() -> None:
-    with pytest.raises(InputError, match="there is no table nothing: expected one of width_table"):
-        renew("<!-- table: nothing -->\n<!-- /table -->", {"width_table": "", "complexity": ""})
+    page.write_text("<!-- table: nothing -->\n<!-- /table -->")
+    done = run("scripts/tables.py", "update=[page.md]", ok=False)
+    assert "error: there is no table nothing: expected one of width_table" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,15 @@ def test_a_finished_run_returns_at_once(finished: Path, capsys: pytest.CaptureFi
     assert "already finished" in capsys.readouterr().out
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_a_run_repeats(tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         train(tmp_path / name, "epochs=1", f"seed={seed}", "augment.mixup=0.2")

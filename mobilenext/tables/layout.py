@@ -1,7 +1,9 @@
 """Which results stand in which table, and beside which published number."""
 
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -366,18 +368,13 @@ def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
 
 def _recipe_tables(groups: list[Group]) -> list[Table]:
     """Networks that several recipes trained on the same images for as many epochs."""
-    by_task: dict[str, list[Group]] = {}
-    for group in groups:
-        by_task.setdefault(group.first.protocol.task, []).append(group)
+    trained = {(_subject(group), group.first.protocol) for group in groups}
+    recipes = Counter(subject for subject, _ in trained)
+    compared = [group for group in groups if recipes[_subject(group)] > 1]
+    compared.sort(key=lambda group: (_subject(group), group.first.protocol.recipe))
     tables = []
-    for task, part in sorted(by_task.items()):
-        recipes: dict[tuple[str, float, float], set[Protocol]] = {}
-        for group in part:
-            recipes.setdefault(_key(group.first), set()).add(group.first.protocol)
-        compared = [group for group in part if len(recipes[_key(group.first)]) > 1]
-        if not compared:
-            continue
-        compared.sort(key=lambda group: (_key(group.first), group.first.protocol.recipe))
+    for task, same in itertools.groupby(compared, lambda group: group.first.protocol.task):
+        part = list(same)
         rows = tuple(
             (
                 LABELS.get(group.first.model, group.first.model),
@@ -386,13 +383,18 @@ def _recipe_tables(groups: list[Group]) -> list[Table]:
                 fraction(group.first.identity),
                 *_accuracy(group),
             )
-            for group in compared
+            for group in part
         )
         slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
         columns = ("network", "recipe", "width", "identity", *ACCURACY)
-        notes = _own_notes(compared[0].first.protocol)
+        notes = _own_notes(part[0].first.protocol)
         tables.append(Table(f"recipes_{slug}", f"Recipes: {task}", columns, rows, notes, 2))
     return tables
+
+
+def _subject(group: Group) -> tuple[str, tuple[str, float, float]]:
+    """What a recipe was tried on: the task, and the network."""
+    return group.first.protocol.task, _key(group.first)
 
 
 def _with_arguments(result: Result) -> str:
