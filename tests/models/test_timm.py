@@ -2,16 +2,18 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from timm.layers.drop import DropPath
 from timm.models._factory import create_model
-from timm.models._hub import save_for_hf
+from timm.models._hub import push_to_hf_hub, save_for_hf
 from timm.models._registry import list_models
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
@@ -424,6 +426,32 @@ def test_weights_travel_in_a_folder_of_the_hub(name: str, tmp_path: Path) -> Non
     first = network.pretrained_cfg["first_conv"] + ".weight"
     summed = network.state_dict()[first].sum(1, keepdim=True)
     assert close(grey.state_dict()[first], summed)
+
+
+def test_timm_pushes_and_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+
+    def create_repo(api: Any, repo_id: str, **options: Any) -> huggingface_hub.RepoUrl:
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def upload_folder(api: Any, repo_id: str, folder_path: str, **options: Any) -> None:
+        shutil.copytree(folder_path, hub / repo_id)
+
+    def file_exists(api: Any, repo_id: str, filename: str, **options: Any) -> bool:
+        return (hub / repo_id / filename).exists()
+
+    def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
+        return str(hub / repo_id / filename)
+
+    for function in (create_repo, upload_folder, file_exists):
+        monkeypatch.setattr(huggingface_hub.HfApi, function.__name__, function)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", hf_hub_download)
+
+    network = create("mobilenext_035", num_classes=5, identity_tensor_multiplier=0.5)
+    push_to_hf_hub(network, "jane/net", safe_serialization=True)
+    again = fresh("hf-hub:jane/net", pretrained=True).eval()
+    assert torch.equal(again(images()), network(images()))
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
