@@ -29,6 +29,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import measured_results
+from tests.hub import Hub
 from tests.models.nontrivial import with_weights
 from tests.test_configs import composed
 
@@ -544,57 +545,16 @@ def test_the_command(run, trained: Path, tmp_path: Path) -> None:
     assert same_logits(rebuilt(tmp_path / "out"), own_network(trained / "best.pt"), 32)
 
 
-class Hub:
-    """Stands for the hub: keeps what is uploaded, as files by name."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.files: dict[str, dict[str, bytes]] = {}
-        hub = self
-
-        def create_repo(api: Any, repo_id: str, *, exist_ok: bool) -> huggingface_hub.RepoUrl:
-            del api
-            assert exist_ok
-            hub.files.setdefault(repo_id, {})
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-        def upload_folder(
-            api: Any,
-            *,
-            repo_id: str,
-            folder_path: Path,
-            allow_patterns: list[str],
-            delete_patterns: list[str] | None,
-            commit_message: str,
-        ) -> None:
-            del api
-            assert commit_message
-            for name in delete_patterns or []:
-                hub.files[repo_id].pop(name, None)
-            for name in allow_patterns:
-                hub.files[repo_id][name] = (folder_path / name).read_bytes()
-
-        def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
-            del options
-            assert filename in hub.files[repo_id]
-            return str(hub.where / filename)
-
-        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-        monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
-        monkeypatch.setattr("timm.models._hub.hf_hub_download", hf_hub_download)
-        self.where = Path()
-
-
 def test_push_and_pull(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub(monkeypatch)
+    hub = Hub(tmp_path / "hub", monkeypatch)
     output = tmp_path / "out"
     told = exported(trained / "best.pt", output, push="jane/digits")
     assert told["pushed"] == "https://huggingface.co/jane/digits"
-    pushed = hub.files["jane/digits"]
+    pushed = hub.files("jane/digits")
     assert pushed == {name: (output / name).read_bytes() for name in FILES}
     card = pushed["README.md"].decode()
     assert "# digits\n" in card
-    hub.where = tmp_path / "pulled"
-    output.rename(hub.where)
+    shutil.rmtree(output)
     names: dict[str, Any] = {"image": PIL.Image.fromarray(scans().pixels[0])}
     exec(snippet(card), names)
     assert same_logits(names["network"], own_network(trained / "best.pt"), 32)
@@ -603,11 +563,11 @@ def test_push_and_pull(trained: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_push_leaves_nothing_of_an_earlier_network(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = Hub(monkeypatch)
+    hub = Hub(tmp_path / "hub", monkeypatch)
     exported(trained / "best.pt", tmp_path / "out", push="jane/net")
     weights_of(tmp_path / "w.safetensors", "model=mobilenetv2", "width=0.35")
     exported(tmp_path / "w.safetensors", tmp_path / "out", push="jane/net")
-    assert set(hub.files["jane/net"]) == {"model.safetensors", "README.md"}
+    assert set(hub.files("jane/net")) == {"model.safetensors", "README.md"}
 
 
 def test_a_push_that_fails_keeps_the_folder(run, trained: Path, tmp_path: Path) -> None:

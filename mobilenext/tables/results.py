@@ -26,9 +26,8 @@ where things lie, and how fast they go."""
 MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
 """Arguments of networks that tables know apart from the others."""
 
-AUGMENTATIONS = {"randaugment": "RandAugment", "mixup": "mixup", "cutmix": "cutmix",
-                 "erasing": "erasing"}  # fmt: skip
-"""Entries of a config's `augment` that a recipe is known by where they are on, and their names."""
+MIXING = ("mixup", "cutmix", "erasing")
+"""Entries of a config's `augment` that a recipe is known by if they are not zero."""
 
 AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
 """Entries that came later, and the values with which they change nothing: results from before and
@@ -83,9 +82,9 @@ class Protocol:
             f"label smoothing {config['label_smoothing']:g}",
             config["runtime"]["precision"],
         ]
-        parts += [
-            f"{name} {augment[key]}" for key, name in AUGMENTATIONS.items() if augment.get(key)
-        ]
+        if augment.get("randaugment"):
+            parts.append(f"RandAugment {augment['randaugment']}")
+        parts += [f"{name} {augment[name]:g}" for name in MIXING if augment.get(name)]
         if config.get("ema_decay"):
             parts.append(f"averaged weights {config['ema_decay']:g}")
         if config.get("init_from"):

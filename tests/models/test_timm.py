@@ -2,11 +2,9 @@
 
 import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from timm.data.config import resolve_model_data_config
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from mobilenext.models import EfficientNet, MobileNeXt, mnext_s
 from mobilenext.models.complexity import count_params
+from tests.hub import Hub
 from tests.models.nontrivial import with_weights
 
 # name: (parameters, width of the last feature map)
@@ -429,25 +428,7 @@ def test_weights_travel_in_a_folder_of_the_hub(name: str, tmp_path: Path) -> Non
 
 
 def test_timm_pushes_and_pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = tmp_path / "hub"
-    hub.mkdir()
-
-    def create_repo(api: Any, repo_id: str, **options: Any) -> huggingface_hub.RepoUrl:
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def upload_folder(api: Any, repo_id: str, folder_path: str, **options: Any) -> None:
-        shutil.copytree(folder_path, hub / repo_id)
-
-    def file_exists(api: Any, repo_id: str, filename: str, **options: Any) -> bool:
-        return (hub / repo_id / filename).exists()
-
-    def hf_hub_download(repo_id: str, filename: str, **options: Any) -> str:
-        return str(hub / repo_id / filename)
-
-    for function in (create_repo, upload_folder, file_exists):
-        monkeypatch.setattr(huggingface_hub.HfApi, function.__name__, function)
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", hf_hub_download)
-
+    Hub(tmp_path, monkeypatch)
     network = create("mobilenext_035", num_classes=5, identity_tensor_multiplier=0.5)
     push_to_hf_hub(network, "jane/net", safe_serialization=True)
     again = fresh("hf-hub:jane/net", pretrained=True).eval()
