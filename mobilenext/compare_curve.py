@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,17 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
-from mobilenext.tables import ReleasedCurve, fraction, released_curves, tag_meanings
+from mobilenext.tables import (
+    ReleasedCurve,
+    fraction,
+    images_per_norm,
+    released_curves,
+    released_recipe,
+    tag_meanings,
+)
+
+KNOBS = ("_target_", "width_mult", "identity_tensor_multiplier", "dropout", "strides")
+"""Arguments of the network that are compared under other names, or cannot differ."""
 
 
 def compare_curve(
@@ -35,13 +47,14 @@ def compare_curve(
     del folder
     rows: dict[str, list[tuple[int, float, float, float]]] = {}
     for path in (Path(text).expanduser() for text in config.runs):
-        settings, history = _read(path)
+        settings, history, processes = _read(path)
         log = _log_for(float(settings["identity"]))
-        problem = _mismatch(settings)
+        problem = _mismatch(settings, processes, log)
         if problem and not config.force:
             raise InputError(
-                f"{path}: {problem}, and the log is of MobileNeXt 1.0 on ImageNet at 224 px: the "
-                "curves can't be compared; force=true does it all the same"
+                f"{path}: {problem}, and the log is of MobileNeXt 1.0 on ImageNet at 224 px with "
+                "the recipe of experiment=mobilenext_official: the curves can't be compared; "
+                "force=true does it all the same"
             )
         rows[str(path)] = _rows(log, history)
         say(_text(path, problem, log, rows[str(path)], len(history)), process)
@@ -51,22 +64,35 @@ def compare_curve(
     return {"rows": rows}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Config and history of a run, finished or not."""
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int | None]:
+    """Config, history and number of processes of a run, finished or not."""
     run = RunFolder(path.parent if path.name == "result.json" else path)
     try:
         result = run.result()
         if result is not None and "history" in result:
-            return result["config"], result["history"]
+            processes = result.get("hardware", {}).get("processes")
+            return result["config"], result["history"], processes
         settings = yaml.safe_load((run.path / "config.yaml").read_text())
         history = [epoch for epoch in run.history() if "val" in epoch]
+        processes = _processes(run)
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: expected the folder of a run, with config.yaml and metrics.jsonl ({error})"
         ) from error
     if not history:
         raise InputError(f"{path}: the run has not ended an epoch yet")
-    return settings, history
+    return settings, history, processes
+
+
+def _processes(run: RunFolder) -> int | None:
+    """The number of processes that the newest session of a run has; None if none is noted."""
+    if not run.sessions.exists():
+        return None
+    processes = None
+    for line in run.sessions.read_text().splitlines():
+        with suppress(ValueError):  # a line that is being written
+            processes = json.loads(line).get("processes", processes)
+    return processes
 
 
 def _log_for(identity: float) -> ReleasedCurve:
@@ -75,8 +101,8 @@ def _log_for(identity: float) -> ReleasedCurve:
     return logs.get(identity, logs[1.0])
 
 
-def _mismatch(settings: dict[str, Any]) -> str:
-    """What sets a run apart from the released ones, in words."""
+def _mismatch(settings: dict[str, Any], processes: int | None, log: ReleasedCurve) -> str:
+    """What sets a run apart from the released ones, in words: network, data, recipe, norms."""
     data = settings["data"]
     found = []
     if settings["model"]["name"] != "mobilenext" or settings["width"] != 1.0:
@@ -85,7 +111,29 @@ def _mismatch(settings: dict[str, Any]) -> str:
         found.append(f"data {data['name']}" + (" encoded anew" if data.get("reencoded") else ""))
     if {data["image_size"], data["eval_size"]} != {224}:
         found.append(f"{data['image_size']} px")
+    if float(settings["identity"]) != log.identity:
+        logs = ", ".join(fraction(one.identity) for one in released_curves())
+        this = fraction(float(settings["identity"]))
+        found.append(f"identity {this}, for which no log was released (there are {logs})")
+    for place, value in released_recipe().items():
+        ours = _value(settings, place)
+        if ours != value:
+            found.append(f"{place}={ours} (released run: {value})")
+    for name, value in settings["model"]["network"].items():
+        if name not in KNOBS:
+            found.append(f"model.network.{name}={value} (released run: none)")
+    images = images_per_norm(settings, processes)
+    if images not in (None, log.images_per_norm):
+        found.append(f"images per norm={images} (released run: {log.images_per_norm})")
     return f"this is {', '.join(found)}" if found else ""
+
+
+def _value(settings: dict[str, Any], place: str) -> Any:
+    """The value at a place such as optimizer.lr; None if there is none."""
+    value: Any = settings
+    for name in place.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _rows(

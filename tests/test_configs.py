@@ -94,7 +94,8 @@ def test_every_config_says_what_it_is(path: Path) -> None:
     assert path.read_text().startswith("#")
 
 
-NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends", "ablation/extra_depthwise",
+NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
+               "ablation/thin_ends_depthwise_stride", "ablation/extra_depthwise",
                "ablation/shortcut_thin", "ablation/shortcut_none", *NEEDS_NAME)  # fmt: skip
 """Models that have no identity tensor multiplier, and say so."""
 
@@ -241,7 +242,28 @@ def test_official_experiment_is_the_released_run() -> None:
     assert config.model.network["strides"] == [2, 2, 2, 2, 2]
     assert config.model.network["dropout"] == 0.2
     assert config.runtime.precision == "fp32"
+    assert config.runtime.micro_batch == 64
     assert config.ema_decay is None
+
+
+@pytest.mark.parametrize(
+    ("experiment", "batch", "images_per_norm"),
+    [
+        ("mobilenext_official", 512, 64),
+        ("mobilenext_paper_text", 256, 64),
+        ("mnext_s_official", 1024, 128),
+        ("mnext_l_official", 512, 64),
+        ("width_table", 512, 64),
+        ("efficientnet_table", 1024, 128),
+    ],
+)
+def test_norms_of_released_runs_do_not_follow_the_number_of_processes(
+    experiment: str, batch: int, images_per_norm: int
+) -> None:
+    config = composed(f"experiment={experiment}")
+    assert config.data.global_batch_size == batch
+    assert config.runtime.micro_batch == images_per_norm
+    assert config.batch_norm != "sync"
 
 
 def test_the_command_line_wins_over_an_experiment() -> None:

@@ -84,15 +84,19 @@ class InvertedResidualVariant(nn.Module):
     """MobileNetV2's block with its depthwise convolutions elsewhere, or one more of them.
 
     - `ends`, ablation (c): 3x3 depthwise and activation in the thin input, 1x1 expand and
-      activation, 1x1 reduce with the stride, 3x3 depthwise and activation in the thin output. This
-      is what `mobilenetv2.py` in the MobileNeXt authors' repository has (an activation before the
-      shortcut is added, stride in a 1x1 convolution).
+      activation, 1x1 reduce with the stride, 3x3 depthwise and activation in the thin output (an
+      activation before the shortcut is added). So in the MobileNeXt authors'
+      `mobilenext/codebase/models/mobilenetv2.py`.
+    - `ends_strided`: the same with the stride in the last depthwise convolution, and MobileNetV2's
+      own block where nothing is expanded. So in their
+      `mobile_deployment/pytorch/InvBlock/models/imagenet/mobilenetv2.py`. Which of the two gave the
+      paper's (c) is not known.
     - `twice`: 1x1 expand and activation, two 3x3 depthwise convolutions in the wide middle (the
       first linear, the second with the stride and an activation), 1x1 reduce: the authors' check
       that more depthwise convolutions alone are not what makes MobileNeXt better; their code for it
       is commented out in the same file.
 
-    In both, the block without expansion has two depthwise convolutions in a row.
+    With `ends` and `twice`, the block without expansion has two depthwise convolutions in a row.
 
     Args:
         in_channels: Channels of the thin input.
@@ -100,7 +104,7 @@ class InvertedResidualVariant(nn.Module):
         stride: 1 or 2.
         expand_ratio: Channels of the wide middle over those of the input.
         norm_layer: Makes the norm for a number of channels.
-        depthwise: ends or twice.
+        depthwise: ends, ends_strided or twice.
 
     Shapes:
         input (N, in_channels, H, W), output (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -117,27 +121,28 @@ class InvertedResidualVariant(nn.Module):
         expand_ratio: int,
         norm_layer: NormLayer = nn.BatchNorm2d,
         *,
-        depthwise: Literal["ends", "twice"] = "ends",
+        depthwise: Literal["ends", "ends_strided", "twice"] = "ends",
     ) -> None:
         super().__init__()
         if stride not in (1, 2):
             raise InputError(f"stride of an inverted residual: expected 1 or 2, got {stride}")
-        if depthwise not in ("ends", "twice"):
-            raise InputError(f"depthwise: expected ends or twice, got {depthwise!r}")
+        if depthwise not in ("ends", "ends_strided", "twice"):
+            raise InputError(f"depthwise: expected ends, ends_strided or twice, got {depthwise!r}")
         hidden = in_channels * expand_ratio
         linear = partial(conv_norm, norm_layer=norm_layer)
         active = partial(linear, activation_layer=relu6)
-        if depthwise == "ends" and expand_ratio != 1:
+        if depthwise != "twice" and expand_ratio != 1:
+            in_pointwise, in_last = (stride, 1) if depthwise == "ends" else (1, stride)
             layers = [
                 *active(in_channels, in_channels, 3, groups=in_channels),
                 *active(in_channels, hidden, 1),
-                *linear(hidden, out_channels, 1, stride=stride),
-                *active(out_channels, out_channels, 3, groups=out_channels),
+                *linear(hidden, out_channels, 1, stride=in_pointwise),
+                *active(out_channels, out_channels, 3, stride=in_last, groups=out_channels),
             ]
         else:
             layers = [
                 *(active(in_channels, hidden, 1) if expand_ratio != 1 else []),
-                *linear(hidden, hidden, 3, groups=hidden),
+                *(linear(hidden, hidden, 3, groups=hidden) if depthwise != "ends_strided" else []),
                 *active(hidden, hidden, 3, stride=stride, groups=hidden),
                 *linear(hidden, out_channels, 1),
             ]

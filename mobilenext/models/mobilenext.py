@@ -41,10 +41,12 @@ class Stage(NamedTuple):
     first_block: Depthwise
     """Depthwise convolutions that the first block keeps; the repeats keep both."""
     kernel_size: int = 3
+    shortcut: bool = True
+    """Whether blocks that keep the shape of their input have a shortcut."""
 
 
 STAGES = (
-    Stage(2, 96, 1, 2, "both"),
+    Stage(2, 96, 1, 2, "both", shortcut=False),
     Stage(6, 144, 1, 1, "both"),
     Stage(6, 192, 3, 2, "last"),
     Stage(6, 288, 3, 2, "last"),
@@ -70,6 +72,8 @@ class MobileNeXt(Classifier):
     3. The bottleneck has a floor (`sandglass.bottleneck_channels`); the text has only a ratio.
     4. The last stage stays 1280 wide for multipliers below 1, and is scaled above 1.
     5. There is no 1x1 convolution head: the 1280-channel block is the head.
+    6. Blocks of ratio 2 (the 96-channel stage) have no shortcut, also where `depth_mult` repeats
+       them.
 
     Module names and order (`features.N.conv.M`, `classifier.1`) are those of the authors' code.
 
@@ -90,8 +94,8 @@ class MobileNeXt(Classifier):
         reduction_ratio: In place of the stages' 6, for the bottleneck's floor too.
         kernel_size: Of all depthwise convolutions, in place of the stages'.
         depthwise: Which depthwise convolutions blocks keep that have both and don't stride.
-        shortcut: Between the blocks' wide ends; between the thin middles of blocks that follow each
-            other and have the same shape there; or none.
+        shortcut: Between the blocks' wide ends, in stages that have shortcuts; between the thin
+            middles of blocks that follow each other and have the same shape there; or none.
         drop_path: Stochastic depth (arXiv 1603.09382): probability for the block after the last,
             from 0 for the first one on in proportion.
         depth_mult: Multiplies the stages' repeats, rounded up.
@@ -145,8 +149,6 @@ class MobileNeXt(Classifier):
         # Blocks of another kind need not know what is not asked for.
         if padding:
             common["padding"] = padding
-        if shortcut != "wide":
-            common["shortcut"] = False
         if reduction_ratio is not None:
             common["floor_ratio"] = reduction_ratio
 
@@ -171,7 +173,11 @@ class MobileNeXt(Classifier):
             )
             reduction *= stride
             replaced = reduction_ratio is not None and stage.reduction_ratio == 6
-            rate = {"drop_path": drop_path * number / len(plan)} if drop_path else {}
+            own: dict[str, Any] = {}
+            if drop_path:
+                own["drop_path"] = drop_path * number / len(plan)
+            if shortcut != "wide" or not stage.shortcut:
+                own["shortcut"] = False
             features.append(
                 block(
                     channels,
@@ -181,7 +187,7 @@ class MobileNeXt(Classifier):
                     depthwise=kept,
                     kernel_size=kernel_size or stage.kernel_size,
                     **common,
-                    **rate,
+                    **own,
                 )
             )
             channels = out_channels

@@ -9,6 +9,7 @@ from mobilenext.tables.paper import (
     published_rows,
     published_table,
     released_curves,
+    released_recipe,
     tag_meanings,
 )
 from mobilenext.tables.render import Table, to_csv, to_latex, to_markdown
@@ -20,6 +21,7 @@ from mobilenext.tables.results import (
     decimal,
     fraction,
     group_results,
+    images_per_norm,
     measured_results,
     read_results,
 )
@@ -38,11 +40,13 @@ __all__ = [
     "decimal",
     "fraction",
     "group_results",
+    "images_per_norm",
     "measured_results",
     "published_rows",
     "published_table",
     "read_results",
     "released_curves",
+    "released_recipe",
     "tables_of",
     "tag_meanings",
     "to_csv",

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mobilenext.tables.paper import (
     PublishedNumber,
@@ -19,6 +20,7 @@ from mobilenext.tables.results import (
     Group,
     Protocol,
     Result,
+    authors_dropout,
     decimal,
     fraction,
     group_results,
@@ -32,6 +34,7 @@ LABELS = {
     "bottleneck_one": "bottleneck, one depthwise convolution (a)",
     "bottleneck_two": "bottleneck, two depthwise convolutions (b)",
     "thin_ends": "inverted residual, depthwise convolutions at the thin ends (c)",
+    "thin_ends_depthwise_stride": "inverted residual, thin ends, stride in the last depthwise (c)",
     "extra_depthwise": "MobileNetV2, another depthwise convolution",
     "first_removed": "MobileNeXt, first depthwise convolution removed",
     "last_removed": "MobileNeXt, last depthwise convolution removed",
@@ -57,7 +60,13 @@ LABELS = {
 COMPARISONS = {
     "ablation_design": (
         "Where depthwise convolutions and shortcuts sit",
-        ("bottleneck_one", "bottleneck_two", "thin_ends", "mobilenext"),
+        (
+            "bottleneck_one",
+            "bottleneck_two",
+            "thin_ends",
+            "thin_ends_depthwise_stride",
+            "mobilenext",
+        ),
     ),
     "ablation_activation": (
         "Where activations sit",
@@ -89,7 +98,7 @@ COMPARISONS = {
     ),
 }
 """Tables named like the experiments that fill them: titles, and the networks compared."""
-PUBLISHED_IN = ("ablation", "extra_depthwise", "state_of_the_art")
+PUBLISHED_IN = ("ablation", "activation", "extra_depthwise", "state_of_the_art")
 """Published tables with numbers of those networks; the first that has one counts."""
 
 
@@ -163,8 +172,7 @@ def _paper_table(
     cells = []
     for row in rows:
         group = _find(row, groups)
-        marked = sorted(_number(note, notes) for note in row.notes)
-        marks = NARROW_SPACE.join(superscript(number) for number in marked)
+        marks = _marks([*row.notes, *_conditions(group, groups)], notes)
         knob = decimal(row.width) if by_width else fraction(row.identity)
         published = row.numbers["top1"]
         numbers = [_published(row.numbers.get("latency"), tags, "latency")]
@@ -186,17 +194,12 @@ def _paper_table(
     cost = ("latency, ms: paper",)
     if by_width:
         cost = ("params, M: paper", "ours", "MAdds, M: paper", "ours")
-    meanings = tag_meanings()
     return Table(
         name if protocol is None or len(groups) == 0 else f"{name}_{protocol.short}",
         f"{what}, ImageNet at 224 px: {recipe}",
         ("network", "width" if by_width else "identity", *cost, "top-1: paper", *MEASURED),
         tuple(cells),
-        (
-            *(f"{superscript(number)} {note}" for number, note in enumerate(notes, 1)),
-            LAST_EPOCH,
-            *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
-        ),
+        _footnotes(notes, tags, LAST_EPOCH),
     )
 
 
@@ -227,8 +230,8 @@ def _comparison(
     rows = []
     for model in models:
         numbers, about = _published_of(model)
-        marks = NARROW_SPACE.join(superscript(_number(note, notes)) for note in about)
         group, network = groups.get(model), costs.get(model)
+        marks = _marks([*about, *_conditions(group, groups.values())], notes)
         ours = ("", "")
         if network is not None:
             ours = _millions(network.params, network.madds)
@@ -248,17 +251,12 @@ def _comparison(
         )
     recipe = "no run yet" if protocol is None else protocol.describe()
     cost = ("params, M: published", "ours", "MAdds, M: published", "ours", "top-1: published")
-    meanings = tag_meanings()
     return Table(
         name if protocol is None else f"{name}_{protocol.short}",
         f"{title}, width 1.0, ImageNet at 224 px: {recipe}",
         ("network", *cost, *MEASURED),
         tuple(rows),
-        (
-            *(f"{superscript(number)} {note}" for number, note in enumerate(notes, 1)),
-            LAST_EPOCH,
-            *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
-        ),
+        _footnotes(notes, tags, LAST_EPOCH),
     )
 
 
@@ -277,16 +275,16 @@ def _complexity(networks: Sequence[Network]) -> Table:
         rows.append(
             (LABELS[network.model], network.model, published[0], params, published[1], madds)
         )
-    meanings = tag_meanings()
     return Table(
         "complexity",
         "What the networks cost at width 1.0, 224 px and 1,000 classes",
         ("network", "name", "params, M: published", "ours", "MAdds, M: published", "ours"),
         tuple(rows),
-        (
+        _footnotes(
+            [],
+            tags,
             "MAdds: multiply-adds of convolutions and linear layers. The published parameters of "
-            "mnext_s and mnext_l include 2,560 that their code never uses; ours have no such.",
-            *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags)),
+            "mnext_s and mnext_l include 2,560 that their code never uses; ours do not.",
         ),
         text_columns=2,
     )
@@ -333,7 +331,6 @@ def mean_and_std(group: Group) -> str:
 def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
     """Tables of runs beside which no published number may stand."""
     costs = ("params, M", "MAdds, M")
-    notes = _own_notes(protocol)
     whole = [group for group in groups if group.first.identity == 1]
     order = list(LABELS)
     whole.sort(
@@ -345,24 +342,37 @@ def _own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
     )
     tables = []
     if whole:
+        notes: list[str] = []
         rows = tuple(
-            (_name(group, groups), decimal(group.first.width), *_own_row(group)) for group in whole
+            (
+                _name(group, groups) + _marks(_conditions(group, whole), notes),
+                decimal(group.first.width),
+                *_own_row(group),
+            )
+            for group in whole
         )
         title = f"Networks: {protocol.describe()}"
         columns = ("network", "width", *costs, *ACCURACY)
-        tables.append(Table(f"networks_{protocol.short}", title, columns, rows, notes))
+        footnotes = _footnotes(notes, set(), *_own_notes(protocol))
+        tables.append(Table(f"networks_{protocol.short}", title, columns, rows, footnotes))
     for model, width in sorted({(g.first.model, g.first.width) for g in groups}):
         several = [g for g in groups if (g.first.model, g.first.width) == (model, width)]
         if {group.first.identity for group in several} == {1.0}:
             continue
+        notes = []
         rows = tuple(
-            (_name(group, groups), fraction(group.first.identity), *_own_row(group))
+            (
+                _name(group, groups) + _marks(_conditions(group, several), notes),
+                fraction(group.first.identity),
+                *_own_row(group),
+            )
             for group in several
         )
         name = f"identity_{model}_{width:g}_{protocol.short}"
         title = f"Identity tensor multipliers at width {decimal(width)}: {protocol.describe()}"
         columns = ("network", "identity", *costs, *ACCURACY)
-        tables.append(Table(name, title, columns, rows, notes))
+        footnotes = _footnotes(notes, set(), *_own_notes(protocol))
+        tables.append(Table(name, title, columns, rows, footnotes))
     return tables
 
 
@@ -375,9 +385,11 @@ def _recipe_tables(groups: list[Group]) -> list[Table]:
     tables = []
     for task, same in itertools.groupby(compared, lambda group: group.first.protocol.task):
         part = list(same)
+        notes: list[str] = []
         rows = tuple(
             (
-                LABELS.get(group.first.model, group.first.model),
+                LABELS.get(group.first.model, group.first.model)
+                + _marks(_conditions(group, part), notes),
                 _with_arguments(group.first),
                 decimal(group.first.width),
                 fraction(group.first.identity),
@@ -387,8 +399,8 @@ def _recipe_tables(groups: list[Group]) -> list[Table]:
         )
         slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
         columns = ("network", "recipe", "width", "identity", *ACCURACY)
-        notes = _own_notes(part[0].first.protocol)
-        tables.append(Table(f"recipes_{slug}", f"Recipes: {task}", columns, rows, notes, 2))
+        footnotes = _footnotes(notes, set(), *_own_notes(part[0].first.protocol))
+        tables.append(Table(f"recipes_{slug}", f"Recipes: {task}", columns, rows, footnotes, 2))
     return tables
 
 
@@ -429,11 +441,19 @@ def _accuracy(group: Group) -> tuple[str, ...]:
 
 
 def _name(group: Group, groups: Iterable[Group]) -> str:
-    """The network's name, with its arguments if they are what tells it from another one."""
-    label = LABELS.get(group.first.model, group.first.model)
+    """The network's name, with the arguments that set it apart from other rows or its authors'."""
+    own = json.loads(group.first.arguments)
     key = _key(group.first)
-    twins = [other for other in groups if _key(other.first) == key]
-    return label if len(twins) == 1 else f"{label} {group.first.arguments}"
+    twins = [json.loads(other.first.arguments) for other in groups if _key(other.first) == key]
+    shown = {name for twin in twins for name in {*own, *twin} if twin.get(name) != own.get(name)}
+    if group.first.dropout != authors_dropout(group.first.model):
+        shown.add("dropout")
+    parts = [f"{name} {_plain(own[name])}" for name in sorted(shown & own.keys())]
+    return ", ".join([LABELS.get(group.first.model, group.first.model), *parts])
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _cost(row: PublishedRow, group: Group | None, tags: set[str]) -> tuple[str, str]:
@@ -456,6 +476,45 @@ def _published(number: PublishedNumber | None, tags: set[str], unit: str = "") -
     whole = unit in ("madds", "latency")
     return (
         f"{number.value:g} [{number.tag}]" if whole else f"{decimal(number.value)} [{number.tag}]"
+    )
+
+
+def _conditions(group: Group | None, groups: Iterable[Group]) -> list[str]:
+    """A note on what the runs of a row ran on, if not all runs of the table ran on the same."""
+    every = {result.conditions for other in groups for result in other.results}
+    if group is None or len(every) < 2:
+        return []
+    columns = list(zip(*(one.facets() for one in every), strict=True))
+    differing = [number for number, column in enumerate(columns) if len(set(column)) > 1]
+    seeds: dict[str, list[str]] = {}
+    for result in group.results:
+        facets = result.conditions.facets()
+        words = ", ".join(facets[number] for number in differing)
+        seeds.setdefault(words, []).append(str(result.seed))
+    if len(seeds) == 1:
+        return [f"All seeds: {next(iter(seeds))}."]
+    parts = [
+        f"seed{'s' if len(which) > 1 else ''} {', '.join(which)}: {words}"
+        for words, which in seeds.items()
+    ]
+    text = "; ".join(parts)
+    return [f"{text[0].upper()}{text[1:]}."]
+
+
+def _marks(about: Iterable[str], notes: list[str]) -> str:
+    """Superscripts of a row's notes, which are appended to those of the table if new."""
+    numbers = sorted({_number(note, notes) for note in about})
+    return NARROW_SPACE.join(superscript(number) for number in numbers)
+
+
+def _footnotes(notes: Sequence[str], tags: set[str], *remarks: str) -> tuple[str, ...]:
+    """Numbered notes, remarks on the whole table, and the meanings of all tags in sight."""
+    meanings = tag_meanings()
+    quoted = {tag for note in notes for tag in re.findall(r"\[(\w+)\]", note)}
+    return (
+        *(f"{superscript(number)} {note}" for number, note in enumerate(notes, 1)),
+        *remarks,
+        *(f"[{tag}] {meanings[tag]}." for tag in sorted(tags | quoted)),
     )
 
 

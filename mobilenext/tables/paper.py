@@ -15,6 +15,7 @@ TABLES = (
     "quantization",
     "extra_depthwise",
     "ablation",
+    "activation",
     "latency_ranges",
     "detection",
     "darts",
@@ -67,6 +68,8 @@ class ReleasedCurve:
     """The run's identity tensor multiplier; its width is 1.0."""
     points: tuple[tuple[int, float, float], ...]
     """Epoch (from 0), training loss, top-1 on the validation images in per cent."""
+    images_per_norm: int
+    """Training images that a batch norm of the run saw at once."""
     tag: str
     source: str
 
@@ -112,11 +115,17 @@ def released_curves() -> list[ReleasedCurve]:
         ReleasedCurve(
             float(Fraction(identity)),
             tuple((int(epoch), float(loss), float(top1)) for epoch, loss, top1 in points),
+            _paper()["curves_images_per_norm"],
             _paper()["curves_tag"],
             source,
         )
         for identity, points in _paper()["curves"].items()
     ]
+
+
+def released_recipe() -> dict[str, Any]:
+    """The recipe of the released MobileNeXt-1.0 runs: values by the places of our config."""
+    return dict(_paper()["curves_recipe"])
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, PublishedNumber]:

@@ -29,6 +29,9 @@ MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
 MIXING = ("mixup", "cutmix", "erasing")
 """Entries of a config's `augment` that a recipe is known by if they are not zero."""
 
+WITHOUT_DROPOUT = ("thin_ends", "thin_ends_depthwise_stride", "extra_depthwise")
+"""Networks that have no dropout in the authors' code; the others have 0.2."""
+
 AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
 """Entries that came later, and the values with which they change nothing: results from before and
 after are of one protocol. `mobilenext.config` says of the same fields that they were added."""
@@ -37,6 +40,47 @@ after are of one protocol. `mobilenext.config` says of the same fields that they
 def arguments_of(network: dict[str, Any]) -> str:
     """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
     return json.dumps({k: v for k, v in network.items() if k not in MULTIPLIERS}, sort_keys=True)
+
+
+def authors_dropout(model: str) -> float:
+    """Dropout before the classifier in the authors' code, which the network's config has too."""
+    return 0.0 if model in WITHOUT_DROPOUT else 0.2
+
+
+def images_per_norm(config: dict[str, Any], processes: int | None) -> int | None:
+    """Training images that a batch norm sees at once.
+
+    Args:
+        config: A run's config as plain values.
+        processes: Those of the run; None if that is not known.
+
+    Returns:
+        None if the config does not fix the number and `processes` is not known.
+    """
+    synchronised = config.get("batch_norm") == "sync"
+    share = config["runtime"].get("micro_batch")
+    if share is None and processes:
+        share = config["data"]["global_batch_size"] // processes
+    if not synchronised:
+        return share
+    return share * processes if share and processes else None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What decides a result a little and is not in its protocol."""
+
+    machine: str
+    """The accelerator, or the processor of a run without one."""
+    torch: str
+    decoder: str
+    images_per_norm: int | None
+    """See `images_per_norm`."""
+
+    def facets(self) -> tuple[str, ...]:
+        """Each in words, always in this order."""
+        images = "unknown" if self.images_per_norm is None else self.images_per_norm
+        return self.machine, f"torch {self.torch}", self.decoder, f"{images} images per norm"
 
 
 @dataclass(frozen=True)
@@ -82,6 +126,9 @@ class Protocol:
             f"label smoothing {config['label_smoothing']:g}",
             config["runtime"]["precision"],
         ]
+        micro_batch = config["runtime"].get("micro_batch")
+        if micro_batch and config.get("batch_norm") != "sync":
+            parts.append(f"norms of {micro_batch} images")
         if augment.get("randaugment"):
             parts.append(f"RandAugment {augment['randaugment']}")
         parts += [f"{name} {augment[name]:g}" for name in MIXING if augment.get(name)]
@@ -188,9 +235,33 @@ class Result:
         return Protocol(json.dumps(kept, sort_keys=True))
 
     @property
+    def images_per_norm(self) -> int | None:
+        """See the function of this name; None if the result is too old to tell."""
+        return images_per_norm(
+            self.values["config"], self.values.get("hardware", {}).get("processes")
+        )
+
+    @property
+    def conditions(self) -> Conditions:
+        """What it ran on, and with what."""
+        hardware = self.values.get("hardware", {})
+        torch = self.values.get("versions", {}).get("torch", "unknown")
+        return Conditions(
+            hardware.get("accelerator") or hardware.get("cpu") or "unknown machine",
+            torch.partition("+")[0],  # what follows is the build for an accelerator
+            self.values.get("decoder", "unknown decoder").partition(" (")[0],
+            self.images_per_norm,
+        )
+
+    @property
     def arguments(self) -> str:
         """What else the network was built with, as JSON: dropout for instance."""
         return arguments_of(self.values["config"]["model"]["network"])
+
+    @property
+    def dropout(self) -> float:
+        """Probability before the classifier; 0.2, our networks' default, if the config has none."""
+        return self.values["config"]["model"]["network"].get("dropout", 0.2)
 
     @property
     def plain(self) -> bool:
@@ -200,12 +271,14 @@ class Result:
 
     @property
     def of_the_paper(self) -> bool:
-        """Whether it may stand in a row of the paper: see `Protocol`, and nothing left out."""
-        network = self.values["config"]["model"]["network"]
+        """Whether it may stand in a row of the paper.
+
+        See `Protocol`; besides, no validation image is left out and dropout is the authors'.
+        """
         return (
             self.protocol.of_the_paper
             and self.values["count"] == 50_000
-            and network.get("dropout", 0.2) == 0.2
+            and self.dropout == authors_dropout(self.model)
         )
 
 

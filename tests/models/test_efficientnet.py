@@ -16,6 +16,7 @@ from mobilenext.models import EfficientNet, MobileNeXt, SandglassBlock, mnext_l,
 from mobilenext.models.complexity import count_params, measure_complexity
 from mobilenext.models.efficientnet import B0_STAGES, MNEXT_UNUSED_PARAMS
 from tests.models.nontrivial import with_weights
+from tests.models.stated import Block, Stated, difference, drawn, with_tensors
 
 
 def images(count: int = 4, size: int = 64) -> Tensor:
@@ -181,6 +182,15 @@ SWAP = """
 """
 
 
+# Numbers of the blocks that have a shortcut. In the authors' code blocks of ratio 2 have none, so
+# that mnext_l's second block (96 to 96 channels) goes without.
+SHORTCUTS = {
+    "mnext_s": [4, 5, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19],
+    "mnext_l": [4, 6, 7, 8, 10, 11, 12, 14, 15, 16, 17, 19, 20, 21, 22, 24, 25, 26, 28],
+    "swap": [3, 5, 7, 8, 10, 11, 13, 14, 15],
+}
+
+
 def expected_blocks(layout: str) -> list[list[str]]:
     blocks = []
     for line in layout.split("\n"):
@@ -194,10 +204,13 @@ def sandglass_blocks(network: nn.Module) -> list[SandglassBlock]:
     return [m for m in network.modules() if isinstance(m, SandglassBlock)]
 
 
-def check_layout(network: nn.Module, layout: str, groups_of_same_width: int) -> None:
+def check_layout(
+    network: nn.Module, layout: str, groups_of_same_width: int, shortcuts: list[int]
+) -> None:
     """Compare each block with its line."""
     blocks, expected = sandglass_blocks(network), expected_blocks(layout)
     assert len(blocks) == len(expected)
+    assert [number for number, block in enumerate(blocks, 1) if block.residual] == shortcuts
     for block, (channels, kernel, stride, squeezed, keeps) in zip(blocks, expected, strict=True):
         inp, hidden, out = (int(c) for c in channels.split(">"))
         k, s = int(kernel[1:]), int(stride[1:])
@@ -216,7 +229,7 @@ def check_layout(network: nn.Module, layout: str, groups_of_same_width: int) -> 
             "none": [],
         }[keeps]
         assert all(c.bias is None for c in convolutions)
-        assert block.residual == (inp == out)
+        assert block.identity_channels == (out if block.residual else 0)
         reduce, expand = (block.se.get_submodule(n) for n in ("conv_reduce", "conv_expand"))
         assert isinstance(reduce, nn.Conv2d)
         assert isinstance(expand, nn.Conv2d)
@@ -226,21 +239,52 @@ def check_layout(network: nn.Module, layout: str, groups_of_same_width: int) -> 
 
 def test_layout_of_mnext_s() -> None:
     network = mnext_s()
-    check_layout(network, MNEXT_S, 1)
+    check_layout(network, MNEXT_S, 1, SHORTCUTS["mnext_s"])
     assert network.features(torch.zeros(1, 3, 224, 224)).shape == (1, 1280, 7, 7)
 
 
 def test_layout_of_mnext_l() -> None:
-    check_layout(mnext_l(), MNEXT_L, 2)
+    check_layout(mnext_l(), MNEXT_L, 2, SHORTCUTS["mnext_l"])
 
 
 def test_layout_of_the_swap() -> None:
     network = EfficientNet(block="sandglass")
-    check_layout(network, SWAP, 1)
+    check_layout(network, SWAP, 1, SHORTCUTS["swap"])
     for name in ("conv_head", "bn2", "act2"):
         assert isinstance(network.get_submodule(name), nn.Identity)
     assert network.num_features == 1280
     assert network.forward_features(torch.zeros(1, 3, 224, 224)).shape == (1, 1280, 7, 7)
+
+
+def stated(layout: str, groups: int, shortcuts: list[int]) -> Stated:
+    """The authors' network as its table states it."""
+    blocks = []
+    for number, line in enumerate(expected_blocks(layout), 1):
+        channels, kernel, stride, squeezed, keeps = line
+        into, hidden, out = (int(c) for c in channels.split(">"))
+        k, s, q = int(kernel[1:]), int(stride[1:]), int(squeezed[1:])
+        grouped = groups if keeps == "both" else 1
+        blocks.append(Block(into, hidden, out, keeps, s, number in shortcuts, k, q, grouped))
+    return Stated(blocks, nn.functional.silu, eps=1e-3, same_padding=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "layout", "groups"), [(mnext_s, MNEXT_S, 1), (mnext_l, MNEXT_L, 2)]
+)
+def test_outputs_are_those_of_the_stated_blocks(
+    make: Callable[..., MobileNeXt], layout: str, groups: int
+) -> None:
+    shortcuts = SHORTCUTS[make.__name__]
+    reference = stated(layout, groups, shortcuts)
+    tensors = drawn(reference)
+    network = with_tensors(make(num_classes=reference.classes), tensors)
+    assert difference(network, reference, tensors) < 1e-4
+    # Every shortcut matters to these outputs.
+    for number in (shortcuts[0], shortcuts[-1]):
+        without = stated(layout, groups, [n for n in shortcuts if n != number])
+        assert difference(network, without, tensors) > 0.05
+    if make is mnext_l:
+        assert difference(network, stated(layout, groups, [2, *shortcuts]), tensors) > 0.05
 
 
 @pytest.mark.parametrize(

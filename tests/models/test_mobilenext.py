@@ -6,6 +6,7 @@ from torch import nn
 
 from mobilenext.errors import InputError
 from mobilenext.models import MobileNeXt, SandglassBlock
+from tests.models.stated import Block, Stated, difference, drawn, with_tensors
 
 # width: (in>hidden>out of each block, *repeats; parameters; M MAdds at 224)
 LAYOUT = {
@@ -74,6 +75,28 @@ def test_wiring(width: float) -> None:
         assert x.shape == (1, out, size, size)
     assert size == 7
     assert sum(p.numel() for p in MobileNeXt(width).parameters()) == params
+
+
+def stated(width: float, shortcuts: list[int]) -> Stated:
+    """The authors' network as its table states it."""
+    blocks = []
+    for number, (into, hidden, out) in enumerate(expected_blocks(LAYOUT[width][0]), 1):
+        keeps, stride = SPECIAL.get(number, ("both", 1))
+        blocks.append(Block(into, hidden, out, keeps, stride, number in shortcuts))
+    return Stated(blocks)
+
+
+@pytest.mark.parametrize("width", LAYOUT)
+def test_outputs_are_those_of_the_stated_blocks(width: float) -> None:
+    shortcuts = [number for number in range(1, 21) if number not in SPECIAL]
+    assert shortcuts == [4, 5, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19]
+    reference = stated(width, shortcuts)
+    tensors = drawn(reference)
+    network = with_tensors(MobileNeXt(width, num_classes=reference.classes), tensors)
+    assert difference(network, reference, tensors) < 1e-4
+    for missing in (shortcuts[0], shortcuts[-1]):
+        without = stated(width, [number for number in shortcuts if number != missing])
+        assert difference(network, without, tensors) > 0.05
 
 
 def test_totals_at_width_1() -> None:

@@ -95,6 +95,79 @@ def test_tables_of_other_data(tmp_path: Path) -> None:
     assert "imagenette, 96 px, 8 epochs" in networks.title
 
 
+def test_rows_name_the_arguments_that_set_them_apart(tmp_path: Path) -> None:
+    """A dropout other than the authors', and whatever two rows of one network differ in."""
+    dropout, kernel = "config__model__network__dropout", "config__model__network__kernel_size"
+    results = [
+        small_result(model="thin_ends", top1=43.0, **{dropout: 0.2}),
+        small_result(model="extra_depthwise", top1=66.0, **{dropout: 0.0}),
+        small_result(top1=70.0),
+        small_result(top1=71.0, **{kernel: 5}),
+        small_result(width=0.5, top1=60.0, **{dropout: 0.3}),
+    ]
+    (table,) = [t for name, t in tables(tmp_path, *results).items() if name.startswith("networks")]
+    by_top1 = {row[4]: row[0] for row in table.rows}
+    assert by_top1["43.00"].endswith("at the thin ends (c), dropout 0.2")
+    assert by_top1["66.00"] == "MobileNetV2, another depthwise convolution"
+    assert by_top1["70.00"] == "MobileNeXt"
+    assert by_top1["71.00"] == "MobileNeXt, kernel_size 5"
+    assert by_top1["60.00"] == "MobileNeXt, dropout 0.3"
+
+
+OLD_GPU: dict[str, Any] = {
+    "decoder": "simplejpeg and OpenCV 5.0.0",
+    "hardware": {"device": "cuda", "accelerator": "Old GPU", "processes": 2},
+    "versions": {"torch": "2.11.0"},
+}
+
+
+def test_rows_that_mix_machines_say_so(tmp_path: Path) -> None:
+    results = [small_result(seed=0, top1=50.0, **OLD_GPU), small_result(seed=1, top1=52.0),
+               small_result(model="ratio_3", top1=60.0),
+               small_result(model="ratio_8", top1=61.0)]  # fmt: skip
+    (table,) = [t for name, t in tables(tmp_path, *results).items() if name.startswith("networks")]
+    assert [row[0] for row in table.rows] == [
+        "MobileNeXt¹",
+        "MobileNeXt, reduction ratio 3²",
+        "MobileNeXt, reduction ratio 8²",
+    ]
+    assert table.footnotes[:2] == (
+        "¹ Seed 0: Old GPU, torch 2.11.0, simplejpeg and OpenCV 5.0.0, 256 images per norm; "
+        "seed 1: A GPU, torch 2.14.1, native, 64 images per norm.",
+        "² All seeds: A GPU, torch 2.14.1, native, 64 images per norm.",
+    )
+
+
+def test_only_what_differs_is_named(tmp_path: Path) -> None:
+    fewer = {"device": "cuda", "accelerator": "A GPU", "processes": 2}
+    results = [small_result(seed=seed) for seed in (0, 1)]
+    found = tables(tmp_path, *results, small_result(seed=2, hardware=fewer))
+    (table,) = [table for name, table in found.items() if name.startswith("networks")]
+    assert table.footnotes[0] == "¹ Seeds 0, 1: 64 images per norm; seed 2: 256 images per norm."
+
+
+def test_rows_of_one_machine_need_no_mark(tmp_path: Path) -> None:
+    found = tables(tmp_path, small_result(seed=0), small_result(seed=1))
+    (table,) = [table for name, table in found.items() if name.startswith("networks")]
+    assert table.rows[0][0] == "MobileNeXt"
+    assert not any("torch" in note for note in table.footnotes)
+
+
+def test_rows_beside_the_paper_and_of_recipes_say_so_too(tmp_path: Path) -> None:
+    results = [fake_result(seed=0, **OLD_GPU), fake_result(seed=1),
+               fake_result(seed=0, config__optimizer=ADAM, **OLD_GPU)]  # fmt: skip
+    found = tables_of(read_results([write_results(tmp_path, *results)]), [network("mobilenext")])
+    mixed = "Seed 0: Old GPU, torch 2.11.0"
+    for name in ("width_table", "identity_table", "ablation_kernel", "recipes"):
+        shown = [table for table in found if table.name.startswith(name)]
+        notes = [note for table in shown for note in table.footnotes if mixed in note]
+        assert notes, name
+        for table in shown:
+            for note in table.footnotes:
+                if mixed in note:
+                    assert any(note.partition(" ")[0] in row[0] for row in table.rows)
+
+
 ADAM = {"_target_": "torch.optim.AdamW", "lr": 0.002}
 MIXED = {"hflip": 0.5, "randaugment": "rand-m9", "mixup": 0.2, "cutmix": 0.0}
 
@@ -177,6 +250,14 @@ def test_latex() -> None:
     )
 
 
+def test_words_that_are_no_numbers_stand_in_footnotes() -> None:
+    found = {table.name: table for table in tables_of([], [network("mobilenext")])}
+    for name, words in (("ablation_design", "worse than (b)"), ("ablation_activation", "hurts"),
+                        ("efficientnet_table", "20 % fewer parameters")):  # fmt: skip
+        assert any(words in note for note in found[name].footnotes), name
+        assert any(note.startswith("[S2] seen in") for note in found[name].footnotes), name
+
+
 def network(model: str, params: int = 1_000_000) -> Network:
     return Network(model, arguments_of(fake_result(model)["config"]["model"]["network"]), params, 0)
 
@@ -195,7 +276,7 @@ def test_a_run_stands_in_the_comparisons_of_its_network(tmp_path: Path) -> None:
     found = tables(tmp_path, *results, fake_result("bottleneck_one", width=0.5, top1=11.0))
     (table,) = [table for name, table in found.items() if name.startswith("ablation_design")]
     row = table.rows[0]
-    assert (row[5], row[6], row[7]) == ("69.0 [S2]", "69.00 ± 1.41", "+0.00")
+    assert (row[5], row[6], row[7]) == ("69.0 [I]", "69.00 ± 1.41", "+0.00")
     assert "11.00" not in to_markdown(table)
     (own,) = [table for name, table in found.items() if name.startswith("networks")]
     assert [row[1] for row in own.rows] == ["0.5"]

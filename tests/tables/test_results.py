@@ -102,6 +102,80 @@ def test_networks_that_differ_in_an_argument_are_not_averaged(tmp_path: Path) ->
     assert len(groups(tmp_path, fake_result(), other)) == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "dropout", "stands"),
+    [
+        ("mobilenext", 0.2, True),
+        ("mobilenext", 0.0, False),
+        ("thin_ends", 0.0, True),
+        ("thin_ends", 0.2, False),
+        ("thin_ends_depthwise_stride", 0.0, True),
+        ("extra_depthwise", 0.0, True),
+        ("extra_depthwise", 0.2, False),
+    ],
+)
+def test_the_authors_dropout_stands_beside_the_paper(
+    tmp_path: Path, model: str, dropout: float, stands: bool
+) -> None:
+    result = fake_result(model, config__model__network__dropout=dropout)
+    (group,) = groups(tmp_path, result)
+    assert group.first.of_the_paper == stands
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({}, 64),
+        ({"hardware": {"processes": 4}}, 128),
+        ({"config__runtime__micro_batch": 32}, 32),
+        ({"config__batch_norm": "sync"}, 512),
+        ({"config__runtime__micro_batch": 32, "config__batch_norm": "sync"}, 256),
+        ({"hardware": {}}, None),
+        ({"hardware": {}, "config__runtime__micro_batch": 16}, 16),
+    ],
+)
+def test_images_per_norm(tmp_path: Path, changes: dict[str, Any], images: int | None) -> None:
+    """The batch over the processes, unless it is split further or norms are synchronised."""
+    (group,) = groups(tmp_path, fake_result(**changes))
+    assert group.first.images_per_norm == images
+    assert group.first.conditions.images_per_norm == images
+
+
+def test_norms_of_a_fixed_size_are_named_in_the_recipe(tmp_path: Path) -> None:
+    fixed = fake_result(seed=1, config__runtime__micro_batch=64)
+    one, two = groups(tmp_path, fake_result(), fixed)
+    assert sorted("norms of 64 images" in g.first.protocol.recipe for g in (one, two)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"versions": {"torch": "2.14.1+cu130"}}, True),
+        ({"versions": {"torch": "2.11.0"}}, False),
+        ({"decoder": "native (avx2, libjpeg-turbo 2.1.5)"}, True),
+        ({"decoder": "simplejpeg and OpenCV 5.0.0"}, False),
+        (
+            {"hardware": {"device": "cpu", "accelerator": None, "cpu": "A CPU", "processes": 8}},
+            False,
+        ),
+        ({"hardware": {"device": "cuda", "accelerator": "A GPU", "processes": 4}}, False),
+    ],
+)
+def test_conditions_of_a_run(tmp_path: Path, changes: dict[str, Any], same: bool) -> None:
+    (group,) = groups(tmp_path, fake_result(), fake_result(seed=1, **changes))
+    one, two = (result.conditions for result in group.results)
+    assert (one == two) == same
+
+
+def test_results_too_old_for_conditions(tmp_path: Path) -> None:
+    old = fake_result()
+    for name in ("hardware", "versions", "decoder"):
+        del old[name]
+    (group,) = groups(tmp_path, old)
+    assert group.first.conditions.machine == "unknown machine"
+
+
 def test_a_copied_run_counts_once_and_a_contradiction_is_named(tmp_path: Path) -> None:
     (group,) = groups(tmp_path / "a", fake_result(), fake_result())
     assert group.seeds == [0]
