@@ -26,7 +26,8 @@ from mobilenext.data import DeviceBatches, ImageData, Loader, Mixing, restart
 from mobilenext.data.decoders import open_decoder
 from mobilenext.data.encoded import ITEM, EncodedImages, HasRestarts, Located
 from mobilenext.data.loader import Batch
-from mobilenext.data.sources import SyntheticImages, decode_bytes
+from mobilenext.data.pillow import decode_bytes
+from mobilenext.data.sources import SyntheticImages
 from mobilenext.errors import InputError
 from mobilenext.optim import weight_decay_groups
 from mobilenext.prepare_imagenet import Recipe, _store

@@ -6,7 +6,6 @@ silently, and the report names all files that are odd.
 """
 
 import io
-import json
 import shutil
 import struct
 import sys
@@ -27,22 +26,25 @@ from timm.data.imagenet_info import ImageNetInfo
 from tqdm import tqdm
 
 from mobilenext.config import PrepareImagenetConfig
-from mobilenext.data import ImageData, archives, image_folder, native, restart
+from mobilenext.data import ImageData, archives, image_folder, native, pillow, restart
+from mobilenext.data.datasets import check_layout, named_by_synsets
 from mobilenext.data.encoded import EncodedImages
 from mobilenext.data.pack import (
     DESCRIPTION,
     SPLITS,
     WORK,
-    MappedImages,
     PackImages,
     PackWriter,
     Record,
     check_output,
     describe_pack,
     open_pack,
+    read_report,
 )
-from mobilenext.data.sources import FORMATS
+from mobilenext.data.sources import FolderImages
+from mobilenext.data.stored import StoredImages
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
@@ -58,8 +60,9 @@ MOST_GROWTH = 1.05
 OFFICIAL_COUNTS = {"train": 1_281_167, "val": 50_000}
 
 FORMAT_OF_ENDING = {
-    ".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM",
-    ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF",
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG",
+    ".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM", ".pgm": "PPM", ".tif": "TIFF", ".tiff": "TIFF",
+    ".gif": "GIF",
 }  # fmt: skip
 NAMED_REASONS = {*native.PROBLEMS.values(), "could not be decoded again", "pixels would differ"}
 """Why files that can be decoded may be kept as they were, where that says something of them."""
@@ -75,7 +78,7 @@ class Outcome:
         before: Bytes that it had.
         what: What was done.
         odd: In which ways it is unusual.
-        name: class/file.
+        name: class/file, printable.
     """
 
     record: Record | None
@@ -123,8 +126,8 @@ def prepare_imagenet(
     finished = (output / DESCRIPTION).exists()
     if not finished:
         check_output(output)
-    kind, data = _open_source(str(config.source))
-    notes = _check_classes(config, data)
+    kind, data = _open_source(config)
+    notes = [*data.notes, *_check_classes(config, data)]
     described = _described(config, kind, data)
     if finished:
         return _finished(output, described)
@@ -197,22 +200,30 @@ def _splits(data: ImageData) -> dict[str, EncodedImages]:
     return {"train": cast(EncodedImages, data.train), "val": cast(EncodedImages, data.val)}
 
 
-def _open_source(source: str) -> tuple[str, ImageData]:
+def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
     """The source and what it is."""
+    source = str(config.source)
     base = Path(source).expanduser()
     if not base.is_dir():
-        raise InputError(f"source={source}: expected a folder, found none there; mend the path")
-    if not (base / "train").is_dir():
-        if archives.has_tars(base):
-            return "ImageNet's official tars", archives.imagenet_tars(base)
-        if archives.has_webdataset(base):
-            return "WebDataset", archives.webdataset(base)
-        if archives.has_parquet(base):
-            return "Parquet", archives.parquet(base)
         raise InputError(
-            f"source={source}: expected the folders train and val, or {archives.TRAIN_TAR} and "
-            f"{archives.VAL_TAR}, or train-*.tar, or train-*.parquet, found none of them; mend the "
-            "path"
+            f"source={printable(source)}: expected a folder, found none there; fix the path"
+        )
+    has_folders = (base / "train").is_dir()
+    if archives.has_tars(base) and not has_folders:
+        return "ImageNet's official tars", archives.imagenet_tars(base)
+    if archives.has_webdataset(base):
+        return "WebDataset", archives.webdataset(base)
+    if archives.has_parquet(base):
+        data = archives.parquet(base)
+        if config.classes == "imagenet":
+            data = named_by_synsets(base, data, sorted(ImageNetInfo("imagenet-1k").label_names()))
+        return "Parquet", data
+    if not has_folders:
+        check_layout(base)
+        raise InputError(
+            f"source={printable(source)}: expected the folders train and val, or "
+            f"{archives.TRAIN_TAR} and {archives.VAL_TAR}, or train-*.tar, or train-*.parquet, "
+            "found none of them; fix the path"
         )
     return "class folders", image_folder(source)
 
@@ -270,13 +281,12 @@ def _described(config: PrepareImagenetConfig, kind: str, data: ImageData) -> dic
 
 
 def _relative(images: Any, index: int) -> str:
-    """class/file, for any of the sources."""
-    if isinstance(images, MappedImages):
+    """class/file, for any of the sources; bytes that are not UTF-8 are surrogates."""
+    if isinstance(images, StoredImages):
         return images.names[index]
-    name = images.name(index)
-    if isinstance(images, archives.ParquetImages):
-        return Path(name).name.replace(": row ", "/")
-    return name[len(str(images.root)) + 1 :].replace("\\", "/")
+    if isinstance(images, FolderImages):
+        return images.relative(index)
+    return Path(images.name(index)).name.replace(": row ", "/")
 
 
 def _chosen(images: int, limit: int | None) -> np.ndarray:
@@ -304,7 +314,7 @@ def _finished(output: Path, described: dict[str, Any]) -> dict[str, Any]:
             f"{', '.join(other)}; choose another output, or remove it"
         )
     shutil.rmtree(output / WORK, ignore_errors=True)  # killed between the last two steps
-    report = json.loads((output / "report.json").read_text())
+    report = read_report(output)
     say(f"{output} is finished already")
     return report
 
@@ -332,22 +342,28 @@ def _store(images: EncodedImages, index: int, recipe: Recipe) -> Outcome:
     Raises:
         InputError: It can't be read, or can't be decoded and is to be neither kept nor left out.
     """
-    data, name, label = images.read(index), _relative(images, index), int(images.labels[index])
+    name, label = _relative(images, index), int(images.labels[index])
+    shown = printable(name)
     try:
-        image = _decode(data)
+        data = images.read(index)
+    except InputError:
+        if recipe.on_bad_image != "skip":
+            raise
+        return Outcome(None, 0, "left out: unreadable", ("unreadable",), shown)
+    try:
+        image = pillow.open_pixels(data)
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        problem = f"{type(error).__name__}: {error}"
         if recipe.on_bad_image == "error":
             raise InputError(
-                f"{images.name(index)}: expected an image file, could not decode it ({problem}); "
+                f"{images.name(index)}: expected an image file, {pillow.reason(error, data)}; "
                 "replace it, or add on_bad_image=skip to leave such files out, or "
                 "on_bad_image=keep to store them as they are"
             ) from error
         odd = ("undecodable",)
         if recipe.on_bad_image == "skip":
-            return Outcome(None, len(data), "left out: undecodable", odd, name)
+            return Outcome(None, len(data), "left out: undecodable", odd, shown)
         record = Record(data, NO_SEGMENTS, label, 0, 0, name)
-        return Outcome(record, len(data), "kept: undecodable", odd, name)
+        return Outcome(record, len(data), "kept: undecodable", odd, shown)
     if recipe.mode == "copy":
         stored, segments, what = data, NO_SEGMENTS, "copied"
     elif recipe.mode == "restart":
@@ -358,17 +374,7 @@ def _store(images: EncodedImages, index: int, recipe: Recipe) -> Outcome:
     record = Record(stored, segments, label, width, height, name)
     reason = what.removeprefix("kept: ")
     odd = (*_oddities(image, name), *({reason} & NAMED_REASONS))
-    return Outcome(record, len(data), what, odd, name)
-
-
-def _decode(data: bytes | memoryview) -> PIL.Image.Image:
-    """Pixels as the file has them, not yet RGB; what `sources` refuses is refused here too."""
-    with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        most = PIL.Image.MAX_IMAGE_PIXELS
-        if most is not None and image.width * image.height > most:
-            raise ValueError(f"{image.width} x {image.height} pixels, more than {most}")
-        image.load()
-        return image
+    return Outcome(record, len(data), what, odd, shown)
 
 
 def _with_restarts(
@@ -383,7 +389,7 @@ def _with_restarts(
     if len(written) + segments.nbytes > MOST_GROWTH * len(data):
         return data, NO_SEGMENTS, "kept: would be larger"
     try:
-        again = _decode(written)
+        again = pillow.open_pixels(written)
     except Exception:  # as above
         return data, NO_SEGMENTS, "kept: could not be decoded again"
     if image.mode != again.mode or not np.array_equal(np.asarray(image), np.asarray(again)):
@@ -404,7 +410,8 @@ def _encoded_anew(
     data: bytes | memoryview, image: PIL.Image.Image, recipe: Recipe
 ) -> tuple[bytes | memoryview, np.ndarray, str]:
     size = _resized(image.size, recipe)
-    pixels = image if image.mode == "L" else image.convert("RGB")
+    pixels = pillow.eight_bits(image)
+    pixels = pixels if pixels.mode == "L" else pixels.convert("RGB")
     if size != image.size:
         pixels = pixels.resize(size, PIL.Image.Resampling.BICUBIC)
     file = io.BytesIO()

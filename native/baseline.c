@@ -597,6 +597,16 @@ static const uint8_t *chroma_row(const struct frame *f, const struct component *
     return out + left % 2;
 }
 
+/* Whether the last segment ends with the end marker.  Markers count modulo 8, so a length that takes
+ * in the next eight segments as well leads to a marker of the right number. */
+static int segments_fit(const struct cursor *c, const uint8_t *start, const uint8_t *end)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < c->num_segments; i++)
+        sum += c->segments[i];
+    return sum >= 2 && sum <= end - start && start[sum - 2] == 0xFF && start[sum - 1] == 0xD9;
+}
+
 int mn_baseline_decode(struct scratch *s, const struct mn_item *item, const struct region *want,
                        struct pixels *out)
 {
@@ -662,7 +672,7 @@ int mn_baseline_decode(struct scratch *s, const struct mn_item *item, const stru
         c.num_segments = item->num_segments;
         int64_t expected = ((int64_t)across * down + f.restart_interval - 1) / f.restart_interval;
         if (c.num_segments != expected || c.segments[0] < 2
-            || end - start < c.segments[0])
+            || end - start < c.segments[0] || !segments_fit(&c, start, end))
             return MN_CORRUPT;
         c.segment_end = start + c.segments[0];
         end = c.segment_end - 2;

@@ -195,41 +195,115 @@ void mn_pool_free(struct mn_pool *pool)
 
 #define MOST_BYTES ((int64_t)1 << 30)
 
+/* Memory for what is read, kept for the next batch: a fresh page costs more than to fill it. */
+
+#ifdef __SANITIZE_ADDRESS__
+#define LARGEST 0 /* none is kept, so that each access beside it is seen */
+#else
+#define LARGEST 20
+#endif
+#define SMALLEST 12
+#define MOST_KEPT ((size_t)128 << 20)
+
+struct block {
+    struct block *next;
+    size_t bits; /* it has 1 << bits bytes, this head included; above LARGEST: another number */
+};
+
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct block *kept[LARGEST + 1];
+static size_t kept_bytes;
+
+static uint8_t *take_block(size_t size)
+{
+    struct block *block = NULL;
+    size_t bits = SMALLEST;
+    size += sizeof *block;
+    while (bits <= LARGEST && (size_t)1 << bits < size)
+        bits++;
+    if (bits <= LARGEST) {
+        size = (size_t)1 << bits;
+        pthread_mutex_lock(&kept_lock);
+        block = kept[bits];
+        if (block) {
+            kept[bits] = block->next;
+            kept_bytes -= size;
+        }
+        pthread_mutex_unlock(&kept_lock);
+    }
+    if (!block) {
+        block = malloc(size);
+        if (!block)
+            return NULL;
+        block->bits = bits;
+    }
+    return (uint8_t *)(block + 1);
+}
+
+static void give_block(void *memory)
+{
+    if (!memory)
+        return;
+    struct block *block = (struct block *)memory - 1;
+    size_t size = (size_t)1 << block->bits;
+    pthread_mutex_lock(&kept_lock);
+    if (block->bits <= LARGEST && kept_bytes + size <= MOST_KEPT) {
+        block->next = kept[block->bits];
+        kept[block->bits] = block;
+        kept_bytes += size;
+        block = NULL;
+    }
+    pthread_mutex_unlock(&kept_lock);
+    free(block);
+}
+
+/* Read the image, and the table of segments before it, from an open file. */
+static int read_open(struct mn_item *item, int file)
+{
+    struct stat about;
+    if (fstat(file, &about) || !S_ISREG(about.st_mode))
+        return MN_UNREADABLE;
+    int64_t table = 2 * (int64_t)item->num_segments;
+    int64_t begin = item->offset - table, size = table + item->length, got = 0;
+    if (!item->length) { /* all of the file */
+        begin = table = 0;
+        size = about.st_size;
+    }
+    if (!size)
+        return MN_EMPTY;
+    if (size > MOST_BYTES)
+        return MN_TOO_LARGE;
+    if (begin < 0 || size > about.st_size || begin > about.st_size - size)
+        return MN_UNREADABLE;
+    uint8_t *memory = take_block((size_t)size);
+    if (!memory)
+        return MN_NO_MEMORY;
+    while (got < size) {
+        ssize_t n = pread(file, memory + got, (size_t)(size - got), (off_t)(begin + got));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) { /* it may have been cut short just now: a mapping would end the process */
+            give_block(memory);
+            return MN_UNREADABLE;
+        }
+        got += n;
+    }
+    item->owned = memory;
+    item->segments = table ? (const uint16_t *)(const void *)memory : NULL;
+    item->data = memory + table;
+    item->length = size - table;
+    return MN_OK;
+}
+
 static int read_file(struct mn_item *item)
 {
+    if (!item->path)
+        return read_open(item, item->file);
     /* Without waiting, if it is a pipe that nobody writes to. */
     int file = open(item->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (file < 0)
         return errno == ENOENT || errno == ENOTDIR ? MN_MISSING : MN_UNREADABLE;
-    struct stat about;
-    int status = MN_UNREADABLE;
-    if (fstat(file, &about) == 0 && S_ISREG(about.st_mode)) {
-        int64_t size = about.st_size, got = 0;
-        uint8_t *data = NULL;
-        if (size > MOST_BYTES) {
-            status = MN_TOO_LARGE;
-        } else if (!size) {
-            status = MN_EMPTY;
-        } else if (!(data = malloc((size_t)size))) {
-            status = MN_NO_MEMORY;
-        } else {
-            while (got < size) {
-                ssize_t n = read(file, data + got, (size_t)(size - got));
-                if (n < 0 && errno == EINTR)
-                    continue;
-                if (n <= 0)
-                    break;
-                got += n;
-            }
-            if (got == size) {
-                item->data = item->owned = data;
-                item->length = size;
-                data = NULL;
-                status = MN_OK;
-            }
-        }
-        free(data);
-    }
+    int status = read_open(item, file);
     close(file);
     return status;
 }
@@ -283,6 +357,14 @@ static int has_end(const uint8_t *data, int64_t from, int64_t length)
     return 0;
 }
 
+static int is_as_written(const struct mn_item *item)
+{
+    const uint8_t *table = (const uint8_t *)item->segments;
+    return mn_crc32(item->data, item->length) == item->checksum
+           && (!table
+               || mn_crc32(table, 2 * (int64_t)item->num_segments) == item->segments_checksum);
+}
+
 static void load(struct scratch *s, struct job *job, int64_t index)
 {
     struct mn_item *item = &job->items[index];
@@ -290,16 +372,18 @@ static void load(struct scratch *s, struct job *job, int64_t index)
     (void)s;
     if (item->status != MN_OK)
         return;
-    if (item->path && (item->status = read_file(item)) != MN_OK)
+    if (!item->data && (item->path || item->length > 0)
+        && (item->status = read_file(item)) != MN_OK)
         return;
     if (item->length <= 0) {
         item->status = MN_EMPTY;
         return;
     }
-    if (item->verify && mn_crc32(item->data, item->length) != item->checksum) {
+    if (item->verify && !is_as_written(item)) {
         item->status = MN_CHECKSUM;
         return;
     }
+    item->verify = 0;
     item->status = mn_read_header(item->data, item->length, &header);
     if (item->status != MN_OK)
         return;
@@ -331,6 +415,26 @@ static double bicubic(double x)
     return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
+/* Weights as whole numbers whose sum is 1 << PRECISION.  0: weights of both signs nearly cancel, as
+ * they do beside the limits, and would be too large for 16 bits or for the sums of the kernels. */
+static int round_weights(double *w, int n, double sum)
+{
+    int total = 0, size = 0, largest = 0;
+    for (int t = 0; t < n; t++) {
+        double value = w[t] / sum * (1 << PRECISION);
+        if (!(fabs(value) < INT16_MAX - size)) /* nor if it is no number */
+            return 0;
+        int rounded = (int)lrint(value);
+        w[t] = rounded;
+        total += rounded;
+        size += abs(rounded);
+        if (w[t] > w[largest])
+            largest = t;
+    }
+    w[largest] += (1 << PRECISION) - total; /* a grey picture stays as grey as it was */
+    return fabs(w[largest]) < INT16_MAX;
+}
+
 /* Weights of `count` outputs over [from, to); taps stay in [low, high).  0, or no memory. */
 static int make_axis(struct axis *axis, struct buffer *memory, double from, double to, int low,
                      int high, int count, int filter, int mirrored, int is_across)
@@ -339,6 +443,8 @@ static int make_axis(struct axis *axis, struct buffer *memory, double from, doub
     double support = (filter == MN_BICUBIC ? 2 : 1) * stretch;
     double (*weight)(double) = filter == MN_BICUBIC ? bicubic : bilinear;
     int unit = is_across ? 4 : 2, most = (int)ceil(2 * support - 1e-9) + 1;
+    if (most > high - low) /* a box may be far larger than its limits */
+        most = high - low;
     int taps = (most + unit - 1) / unit * unit;
     size_t copies = is_across ? 4 : 1;
     size_t weights = (size_t)count * (size_t)taps * copies * sizeof(int16_t);
@@ -362,18 +468,13 @@ static int make_axis(struct axis *axis, struct buffer *memory, double from, doub
         int n = end - first > taps ? taps : end - first;
         for (int t = 0; t < n; t++)
             sum += w[t] = weight((t + first - centre + 0.5) / stretch);
-        if (sum == 0) /* all on the edge of the filter */
-            sum = w[0] = 1;
-        int place_of = mirrored ? count - 1 - i : i, total = 0, largest = 0;
-        int16_t *to_weights = axis->weights + (size_t)place_of * (size_t)taps * copies;
-        for (int t = 0; t < n; t++) {
-            int value = (int)lrint(w[t] / sum * (1 << PRECISION));
-            w[t] = value;
-            total += value;
-            if (w[t] > w[largest])
-                largest = t;
+        if (!round_weights(w, n, sum)) { /* the pixel next to the centre alone */
+            int nearest = (int)floor(centre) - first;
+            memset(w, 0, (size_t)n * sizeof *w);
+            w[nearest < 0 ? 0 : nearest > n - 1 ? n - 1 : nearest] = 1 << PRECISION;
         }
-        w[largest] += (1 << PRECISION) - total; /* a grey picture stays as grey as it was */
+        int place_of = mirrored ? count - 1 - i : i;
+        int16_t *to_weights = axis->weights + (size_t)place_of * (size_t)taps * copies;
         for (int t = 0; t < n; t++) {
             if (is_across) { /* see `across` in kernels.inc */
                 int16_t *group = to_weights + t / 4 * 16 + (t % 4 / 2) * 8 + t % 2;
@@ -438,6 +539,10 @@ static void decode(struct scratch *s, struct job *job, int64_t index)
     struct pixels pixels;
     if (item->status != MN_OK)
         return;
+    if (!item->data) { /* not loaded */
+        item->status = MN_EMPTY;
+        return;
+    }
     item->status = make_axes(s, item, &job->views[index], job->out_width, job->out_height, &across,
                              &down);
     if (item->status != MN_OK)
@@ -458,6 +563,10 @@ static void resize_rgb(struct scratch *s, struct job *job, int64_t index)
 {
     struct mn_item *item = &job->items[index];
     struct axis across, down;
+    if (!item->data || item->length / 3 < (int64_t)item->width * item->height) {
+        item->status = MN_TRUNCATED;
+        return;
+    }
     item->status = make_axes(s, item, &job->views[index], job->out_width, job->out_height, &across,
                              &down);
     if (item->status != MN_OK)
@@ -512,9 +621,11 @@ void mn_resize(struct mn_pool *pool, struct mn_item *items, const struct mn_view
 void mn_release(struct mn_item *items, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
-        free(items[i].owned);
-        if (items[i].owned)
+        give_block(items[i].owned);
+        if (items[i].owned) {
             items[i].data = NULL;
+            items[i].segments = NULL;
+        }
         items[i].owned = NULL;
     }
 }

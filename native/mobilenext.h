@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define MN_API __attribute__((visibility("default")))
-#define MN_ABI 1 /* compared by Python; one more with every change of a struct or a meaning */
+#define MN_ABI 2 /* compared by Python; one more with every change of a struct or a meaning */
 
 enum mn_status {
     MN_OK = 0,
@@ -28,21 +28,28 @@ enum mn_status {
 
 enum mn_filter { MN_BILINEAR = 0, MN_BICUBIC = 1 };
 
-/* One encoded image; mirrored by ITEM in mobilenext/data/encoded.py. */
+/* One encoded image; mirrored by ITEM in mobilenext/data/encoded.py.
+ *
+ * Its bytes are given (data, length), or mn_load reads them: from the file called `path`, all of it
+ * if length is 0; or, where there is no path either, from the open file `file`.  If part of a file
+ * is read, the table of segments, where there is one, lies right before the image. */
 struct mn_item {
-    const char *path;          /* a file, or NULL: data and length are given */
+    const char *path;
     const uint8_t *data;
-    int64_t length;
+    int64_t offset;            /* of the image in the file */
+    int64_t length;            /* of the image */
     const uint16_t *segments;  /* lengths of the restart segments with their markers, or NULL */
     uint32_t num_segments;
-    uint32_t checksum;
-    int32_t verify;
+    uint32_t checksum;         /* CRC-32 of the image */
+    uint32_t segments_checksum; /* CRC-32 of the table */
+    int32_t file;
+    int32_t verify;            /* 1: compare the checksums; 0 once they were found equal */
     int32_t status;
     int32_t width, height;     /* set by mn_load */
     void *owned;               /* freed by mn_release */
 };
 
-/* What becomes of an image; mirrored by VIEW in mobilenext/data/native.py.
+/* What becomes of an image; mirrored by VIEW in mobilenext/data/encoded.py.
  *
  * The box (x0, y0, x1, y1), in pixels of the image, becomes out_width x out_height pixels.  Filter
  * taps do not leave [left, right) x [top, bottom). */
@@ -73,7 +80,7 @@ MN_API void mn_decode(struct mn_pool *pool, struct mn_item *items, const struct 
 /* Entropy decoding alone of what mn_decode would need: what no decoder of these bytes can beat. */
 MN_API void mn_entropy(struct mn_pool *pool, struct mn_item *items, const struct mn_view *views,
                        int64_t count);
-/* The same from RGB pixels (height, width, 3) in memory: item.data, width and height are given. */
+/* The same from RGB pixels (height, width, 3) in memory: item.data, length, width, height are given. */
 MN_API void mn_resize(struct mn_pool *pool, struct mn_item *items, const struct mn_view *views,
                       int64_t count, int out_width, int out_height, uint8_t *out);
 MN_API void mn_release(struct mn_item *items, int64_t count);

@@ -33,7 +33,7 @@ static struct bytes *seeds;
 static int num_seeds;
 static long iteration;
 static struct {
-    long images, good, refused, compared, absurd, indexed, tables;
+    long images, good, refused, compared, absurd, indexed, tables, stored, resized;
 } counts;
 
 static uint64_t state;
@@ -49,6 +49,8 @@ static uint32_t random32(void)
 static int64_t below(int64_t n) { return n > 0 ? (int64_t)(random32() % (uint64_t)n) : 0; }
 
 static int one_in(int n) { return below(n) == 0; }
+
+static double fraction(void) { return (double)random32() / 4294967296.0; }
 
 static double now(void)
 {
@@ -251,7 +253,54 @@ static uint16_t *table_for(struct mn_item *item, const uint16_t *right, int64_t 
     return table;
 }
 
+/* All seeds, one after the other, as a shard has them. */
+static FILE *shard;
+static int64_t shard_bytes;
+
+static void write_shard(void)
+{
+    shard = must(tmpfile());
+    for (int i = 0; i < num_seeds; i++) {
+        fwrite(seeds[i].data, 1, (size_t)seeds[i].length, shard);
+        shard_bytes += seeds[i].length;
+    }
+    if (fflush(shard)) {
+        fprintf(stderr, "no room for the driver's own file\n");
+        exit(2);
+    }
+}
+
+/* A part of the shard: an image, perhaps with a table before it, or a place that can't be. */
+static void place_in_shard(struct mn_item *item)
+{
+    int chosen = (int)below(num_seeds);
+    item->file = fileno(shard);
+    item->length = seeds[chosen].length;
+    for (int i = 0; i < chosen; i++)
+        item->offset += seeds[i].length;
+    if (one_in(3))
+        item->num_segments = one_in(8) ? random32() : (uint32_t)below(200);
+    if (one_in(4))
+        item->length += below(2000) - 1000;
+    if (one_in(4))
+        item->offset += one_in(2) ? below(200) - 100 : below(2 * shard_bytes);
+    if (one_in(30))
+        item->offset = (int64_t)((uint64_t)random32() << 32 | random32());
+    if (one_in(30))
+        item->length = (int64_t)((uint64_t)random32() << 32 | random32());
+    item->verify = one_in(10);
+}
+
 /* ---- what is seen ---- */
+
+/* Somewhere beside an edge of the limits, within or beyond them: by a hair or by far. */
+static void any_span(double *from, double *to, int low, int high)
+{
+    static const double scales[] = {0.01, 1, 4, 30, 1e3, 5e5};
+    int n = (int)(sizeof scales / sizeof *scales);
+    *from = (one_in(2) ? low : high) + (2 * fraction() - 1) * scales[below(n)];
+    *to = *from + fraction() * scales[below(n)];
+}
 
 static struct mn_view any_view(int width, int height)
 {
@@ -269,6 +318,10 @@ static struct mn_view any_view(int width, int height)
         v.x1 += (double)below(1000) / 50;
         v.y0 += (double)below(1000) / 50 - 10;
         v.y1 += (double)below(1000) / 50;
+    }
+    if (one_in(4)) {
+        any_span(&v.x0, &v.x1, v.left, v.right);
+        any_span(&v.y0, &v.y1, v.top, v.bottom);
     }
     if (one_in(50))
         v.right = (int)random32();
@@ -474,6 +527,11 @@ static int one_batch(struct mn_pool *pool)
         }
         mn_free(indexed);
         mn_free(segments);
+        if (one_in(6)) {
+            counts.stored++;
+            items[i] = (struct mn_item){0};
+            place_in_shard(&items[i]);
+        }
     }
     mn_load(pool, items, BATCH, one_in(10) ? 20000000 : 1000000);
     for (int i = 0; i < BATCH; i++) {
@@ -502,6 +560,36 @@ static int one_batch(struct mn_pool *pool)
         free(tables[i]);
     }
     mn_release(items, BATCH);
+    free(out);
+    return wrong;
+}
+
+/* A grey picture stays as grey as it is, whatever is seen of it. */
+static int resize_grey(struct mn_pool *pool)
+{
+    int w = 1 + (int)below(90), h = 1 + (int)below(90), grey = (int)below(256), wrong = 0;
+    int width = 1 + (int)below(48), height = 1 + (int)below(48);
+    int64_t size = (int64_t)w * h * 3;
+    size_t bytes = (size_t)width * (size_t)height * 3;
+    uint8_t *pixels = must(malloc((size_t)size)), *out = must(malloc(bytes));
+    memset(pixels, grey, (size_t)size);
+    struct mn_item item = {.data = pixels, .width = w, .height = h};
+    item.length = one_in(10) ? below(size) : size;
+    struct mn_view view = any_view(w, h);
+    mn_resize(pool, &item, &view, 1, width, height, out);
+    if (item.length < size)
+        wrong = item.status != MN_TRUNCATED;
+    else if (item.status == MN_OK)
+        for (size_t i = 0; i < bytes; i++)
+            wrong |= out[i] != grey;
+    counts.resized += item.status == MN_OK;
+    if (wrong)
+        fprintf(stderr,
+                "iteration %ld: grey %d of %d x %d, %lld bytes, became another; box %.17g %.17g "
+                "%.17g %.17g within %d %d %d %d, filter %d, to %d x %d\n",
+                iteration, grey, w, h, (long long)item.length, view.x0, view.y0, view.x1, view.y1,
+                view.left, view.top, view.right, view.bottom, view.filter, width, height);
+    free(pixels);
     free(out);
     return wrong;
 }
@@ -625,6 +713,7 @@ int main(int argc, char **argv)
         read_seed(argv[i]);
     state = 88172645463325252ULL + seed;
     SET_DEATH_CALLBACK();
+    write_shard();
     if (!strcmp(argv[1], "threads"))
         wrong = share(seconds);
     else if (!strcmp(argv[1], "sums"))
@@ -637,7 +726,7 @@ int main(int argc, char **argv)
                 random32();
             double start = now();
             alarm(LONGEST); /* a hang ends the process */
-            wrong = one_batch(pool);
+            wrong = one_batch(pool) | resize_grey(pool);
             if (now() - start > slowest) {
                 slowest = now() - start;
                 slowest_iteration = iteration;
@@ -646,10 +735,13 @@ int main(int argc, char **argv)
         alarm(0);
         mn_pool_free(pool);
         printf("%ld iterations: %ld images, %ld decoded, %ld refused, %ld compared with libjpeg, "
-               "%ld of them differ beyond the range of pictures, %ld indexed, %ld segment tables; slowest %.2f s (iteration %ld)\n",
+               "%ld of them differ beyond the range of pictures, %ld indexed, %ld segment tables, "
+               "%ld from a shard, %ld resized; slowest %.2f s (iteration %ld)\n",
                iteration - first, counts.images, counts.good, counts.refused, counts.compared,
-               counts.absurd, counts.indexed, counts.tables, slowest, slowest_iteration);
+               counts.absurd, counts.indexed, counts.tables, counts.stored, counts.resized, slowest,
+               slowest_iteration);
     }
+    fclose(shard);
     for (int i = 0; i < num_seeds; i++)
         free(seeds[i].data);
     free(seeds);

@@ -20,7 +20,10 @@ from tests.jpegs import small_files
 SECONDS = float(os.environ.get("MOBILENEXT_FUZZ_SECONDS", "120"))
 
 SANITIZERS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "address": [
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=undefined,float-cast-overflow",
+    ],
     "thread": ["-fsanitize=thread"],
     "none": [],
 }

@@ -407,3 +407,62 @@ def test_two_processes_train_on_a_pack(photo_folder: Path, tmp_path: Path, run: 
     assert (result["count"], result["unreadable"]) == (10, 0)
     assert result["hardware"]["processes"] == 2
     assert result["decoder"] == native.description()
+
+
+def test_names_that_are_not_utf8_pipes_and_wide_formats(photo_folder: Path, tmp_path: Path) -> None:
+    """Stored as they are, shown with escapes, left out if asked; nothing waits for a pipe."""
+    flowers = photo_folder / "train" / "flower"
+    os.rename(flowers / "0.jpg", os.fsencode(flowers) + b"/g\xfct.jpg")
+    with open(os.fsencode(flowers) + b"/b\xe4d.jpg", "wb") as file:
+        file.write(b"nothing")
+    os.mkfifo(flowers / "pipe.jpg")
+    PIL.Image.fromarray(np.full((40, 40), 0x80FF, np.uint16)).save(flowers / "wide.png")
+    PIL.Image.fromarray(np.ones((40, 40), np.float32)).save(flowers / "float.tif")
+    (flowers / "notes.txt").touch()
+    pack = tmp_path / "pack"
+    with pytest.raises(InputError, match=r"b\\xe4d\.jpg: .*could not decode it.*on_bad_image=skip"):
+        prepare(photo_folder, tmp_path / "error")
+    (flowers / "._0.jpg").write_bytes(b"hidden")
+    report = prepare(photo_folder, pack, on_bad_image="skip", mode="max_side", size=32)
+    assert report["notes"] == ["train: files with these endings are not read: .txt (1)"]
+    odd = report["train"]["odd"]
+    assert odd["undecodable"] == ["flower/b\\xe4d.jpg", "flower/float.tif"]
+    assert odd["unreadable"] == ["flower/pipe.jpg"]
+    assert report["train"]["done"] == {
+        "left out: undecodable": 2, "left out: unreadable": 1, "resized": 25,
+    }  # fmt: skip
+    assert "flower/pipe.jpg" in job._render(report, pack)
+    images = image_folder(str(pack), reencoded=True).train
+    assert isinstance(images, PackImages)
+    names = [images.names[index] for index in range(len(images))]
+    assert os.fsencode(names[names.index("flower/g\udcfct.jpg")]) == b"flower/g\xfct.jpg"
+    wide = np.asarray(images[names.index("flower/wide.png")][0])
+    assert np.unique(wide).tolist() == [128]
+    again = prepare(photo_folder, pack, on_bad_image="skip", mode="max_side", size=32)
+    assert again == report
+
+
+def test_the_command_prints_names_that_are_not_utf8(
+    run: Run, photo_folder: Path, tmp_path: Path
+) -> None:
+    flowers = os.fsencode(photo_folder / "train" / "flower")
+    with open(flowers + b"/b\xe4d.jpg", "wb") as file:
+        file.write(b"nothing")
+    done = run(
+        "scripts/prepare_imagenet.py", f"source={photo_folder}", "output=pack", "workers=2",
+        "on_bad_image=skip",
+    )  # fmt: skip
+    assert "odd, undecodable: 1 (flower/b\\xe4d.jpg)" in done.stdout
+
+
+def test_imagenet_of_parquet_files_by_words(tmp_path: Path) -> None:
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    from tests.data.test_archives import ONE_EACH, hub
+
+    words = {split: list(_IMAGENET_CATEGORIES) for split in ("train", "validation")}
+    root = hub(tmp_path / "hub", words, ONE_EACH)
+    with pytest.raises(InputError, match="expected all of ImageNet-1k: train has 2 images"):
+        prepare(root, tmp_path / "pack", classes="imagenet", on_bad_image="keep")
+    report = prepare(root, tmp_path / "pack", on_bad_image="keep")
+    assert report["source"]["kind"] == "Parquet"

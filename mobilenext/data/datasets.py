@@ -17,6 +17,7 @@ from mobilenext.data.archives import (
 from mobilenext.data.pack import describe_pack, is_pack, open_pack
 from mobilenext.data.sources import ArrayImages, ImageData, SyntheticImages, class_folders, some
 from mobilenext.errors import InputError
+from mobilenext.files import check_regular, printable
 
 IMAGENETTE_SYNSETS = (
     "n01440764",  # tench
@@ -40,7 +41,12 @@ def digits(image_size: int = 32) -> ImageData:
 
     Args:
         image_size: Height and width after enlarging, in pixels.
+
+    Raises:
+        InputError: The size is not 1 to 512.
     """
+    if not 1 <= image_size <= 512:
+        raise InputError(f"digits: expected an image_size of 1 to 512 pixels, got {image_size}")
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -76,8 +82,8 @@ def image_folder(
 
     Args:
         root: The folder.
-        expected_classes: If given, the classes have to be exactly these. (Parquet files may have
-            as many others: their names are made for people, their order is the same.)
+        expected_classes: If given, the classes have to be exactly these. (Parquet files may name
+            them by words, as `named_by_synsets` accepts them.)
         reencoded: Whether the training images of a pack were encoded anew, smaller for instance;
             has to be said, since a run on them is another one.
 
@@ -91,7 +97,9 @@ def image_folder(
         )
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise InputError(f"data.root={root}: expected a folder, found none there; mend the path")
+        raise InputError(
+            f"data.root={printable(root)}: expected a folder, found none there; fix the path"
+        )
     if is_pack(base):
         data = open_pack(base)
         _check_reencoded(base, reencoded)
@@ -99,19 +107,113 @@ def image_folder(
         data = webdataset(base)
     elif has_parquet(base):
         data = parquet(base)
-        if expected_classes is not None and len(expected_classes) == len(data.classes):
-            data = ImageData(data.train, data.val, tuple(expected_classes))
+        if expected_classes is not None:
+            data = named_by_synsets(base, data, expected_classes)
     else:
+        check_layout(base)
         data = class_folders(base)
     if expected_classes is not None and tuple(expected_classes) != data.classes:
         raise InputError(
-            f"{base}: expected the {len(expected_classes)} class folders "
+            f"{printable(base)}: expected the {len(expected_classes)} class folders "
             f"{some(list(expected_classes))}; missing: "
             f"{some(sorted(set(expected_classes) - set(data.classes)))}; unknown: "
             f"{some(sorted(set(data.classes) - set(expected_classes)))}. "
             "For other classes use data=imagefolder"
         )
     return data
+
+
+LAYOUTS = (
+    ("train-*.tar.*", "is compressed, so its images can't be found one by one: unpack it to a "
+     "plain tar (train-*.tar)"),
+    ("train-*.tgz", "is compressed, so its images can't be found one by one: unpack it to a plain "
+     "tar (train-*.tar)"),
+    ("train.tar", "is one tar: unpack it into class folders; if each image has a .cls beside it, "
+     "call it train-0.tar"),
+    ("train/*.tar*", "lies in a folder: shards of WebDataset have to be data.root/train-*.tar"),
+    ("train/*.parquet", "lies in a folder: it has to be data.root/train-*.parquet, or be called "
+     "train/0000.parquet"),
+    ("*.parquet", "has another name: the files of the splits have to be called train-*.parquet and "
+     "validation-*.parquet"),
+    ("ILSVRC2012_img_*.tar", "is ImageNet's official tar: use data=imagenet"),
+    ("*.zip", "is an archive: unpack it"),
+    ("*.tar*", "is an archive: unpack it"),
+    ("*.tgz", "is an archive: unpack it"),
+    ("*/train", "lies one folder below: data.root has to be the folder above train and val"),
+)  # fmt: skip
+"""What people have in place of `image_folder`'s layouts, and what to do about it."""
+
+
+def check_layout(base: Path) -> None:
+    """Raise `InputError` if no class folders are there, but files in a layout that is nearly right.
+
+    Args:
+        base: A folder that has none of the other layouts.
+    """
+    train = base / "train"
+    if train.is_dir() and any(path.is_dir() for path in train.iterdir()):
+        return
+    for pattern, advice in LAYOUTS:
+        found = sorted(path for path in base.glob(pattern) if not path.name.startswith("."))
+        if found:
+            raise InputError(
+                f"{printable(base)}: expected train/<class>/* and val/<class>/*, train-*.tar, "
+                f"train-*.parquet or a pack; {printable(found[0].relative_to(base))} {advice}"
+            )
+
+
+MOST_ODD_NAMES = 0.02
+"""Share of the class names that may be spelled in a way that no list of words has."""
+
+
+def named_by_synsets(base: Path, data: ImageData, synsets: Sequence[str]) -> ImageData:
+    """Parquet data with ImageNet's synsets as the names of its classes.
+
+    The files name classes by words ("tench, Tinca tinca"), by synsets, or not at all. Words are
+    compared with those of WordNet, which timm has, label by label.
+
+    Args:
+        base: The folder, for messages.
+        data: What `parquet` returned.
+        synsets: The expected synsets, in the order of the labels.
+
+    Raises:
+        InputError: The classes are others, or have another order.
+    """
+    if len(data.classes) != len(synsets):
+        raise InputError(
+            f"{printable(base)}: expected the {len(synsets)} classes {some(list(synsets))}, got "
+            f"{len(data.classes)}: {some(list(map(printable, data.classes)))}. For other classes "
+            "use data=imagefolder"
+        )
+    notes = data.notes
+    if data.classes == tuple(map(str, range(len(synsets)))):
+        notes = (*notes, f"labels are taken to be in the order of the {len(synsets)} synsets")
+    elif data.classes != tuple(synsets):
+        _check_words(base, data.classes, synsets)
+    return ImageData(data.train, data.val, tuple(synsets), notes)
+
+
+def _check_words(base: Path, names: Sequence[str], synsets: Sequence[str]) -> None:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    words = [_words(info.label_name_to_description(synset)) | {synset} for synset in synsets]
+    known = set().union(*words)
+    odd = [label for label, name in enumerate(names) if not _words(name) & words[label]]
+    if any(_words(names[label]) & known for label in odd) or len(odd) > MOST_ODD_NAMES * len(names):
+        label = odd[0]
+        raise InputError(
+            f"{printable(base)}: expected the classes of the {len(synsets)} synsets in their "
+            f"order, got others for {len(odd)} labels: {label} is {printable(names[label])}, "
+            f"expected {info.label_name_to_description(synsets[label])} ({synsets[label]}). For "
+            "other classes use data=imagefolder"
+        )
+
+
+def _words(description: str) -> set[str]:
+    """The synonyms of a description, in one spelling."""
+    return {word.strip().replace("_", " ").casefold() for word in description.split(",")}
 
 
 def _check_reencoded(pack: Path, said: bool) -> None:
@@ -180,12 +282,16 @@ def cifar10(root: str | None, download: bool = False) -> ImageData:
             "data.root=/path/to/it, and data.download=true to fetch the data into it"
         )
     base = Path(root).expanduser()
+    for name in [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"]]]:
+        path = base / CIFAR10.base_folder / name[0]
+        if path.exists():
+            check_regular(path)
     try:
         train, val = (CIFAR10(base, train=part, download=download) for part in (True, False))
     except (RuntimeError, OSError) as error:
         raise InputError(
             f"data.root={root}: expected CIFAR-10 in {base / CIFAR10.base_folder} ({error}); "
-            "mend the path or add data.download=true"
+            "fix the path or add data.download=true"
         ) from error
     return ImageData(
         ArrayImages(train.data, train.targets),
@@ -205,9 +311,11 @@ def synthetic(
         num_classes: Classes; image i is of class i % num_classes.
         image_size: Height and width in pixels.
     """
-    if min(train_images, val_images, num_classes, image_size) < 1:
+    most = max(train_images, val_images) > 1 << 27 or num_classes > 1 << 20 or image_size > 2048
+    if most or min(train_images, val_images, num_classes, image_size) < 1:
         raise InputError(
-            "synthetic data: expected counts and sizes of at least 1, got "
+            "synthetic data: expected counts and sizes of at least 1, at most 2**27 images, 2**20 "
+            "classes and 2048 pixels, got "
             f"train_images={train_images}, val_images={val_images}, num_classes={num_classes}, "
             f"image_size={image_size}"
         )

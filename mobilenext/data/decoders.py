@@ -3,7 +3,7 @@
 | name | what it is | pixels against Pillow's |
 |---|---|---|
 | native | ours, in C (`native/`): decodes only the crop, in threads without the GIL | 0.15 of 255 |
-| simplejpeg | simplejpeg and OpenCV, both from wheels (`pip install mobilenext[loader]`) | 0.65 |
+| simplejpeg | simplejpeg and OpenCV, both from wheels (`pip install mobilenext[loader]`) | 0.07 |
 | torchvision | torchvision's decode_jpeg and torch's antialiased interpolation | 0.03 |
 | pillow | Pillow, which reads every format; decodes what the others can't read | the same |
 | nvjpeg | torchvision's decode_jpeg on a CUDA device; has not been measured | about 0.03 |
@@ -26,17 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mobilenext.data import native
+from mobilenext.data import native, pillow
 from mobilenext.data.encoded import FILTERS, EncodedImages, HasChecksums, HasRestarts
 from mobilenext.data.restart import stitch
 from mobilenext.data.sources import ArrayImages, Images, SyntheticImages
-from mobilenext.data.transforms import Transform
+from mobilenext.data.transforms import Transform, is_elongated
 from mobilenext.errors import InputError
 
 NAMES = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
-
-MOST_PIXELS = 178_956_970
-"""Beyond, an image is a decompression bomb; Pillow's own limit for an error."""
 
 Bytes = bytes | memoryview
 
@@ -174,9 +171,9 @@ class NativeDecoder:
         items = located.items
         try:
             if isinstance(images, EncodedImages):
-                self.pool.load(items, MOST_PIXELS)
+                self.pool.load(items, pillow.MOST_PIXELS)
             if isinstance(images, HasChecksums):
-                images.found_whole(order.chosen[items["status"] != native.CHECKSUM])
+                images.found_whole(order.chosen[items["verify"] == 0])
             order.labels.copy_(torch.from_numpy(images.labels[order.chosen].astype(np.int64)))
             good = items["status"] == native.OK
             sizes = np.stack([items["width"], items["height"]], axis=1).astype(np.int64)
@@ -262,9 +259,10 @@ class PillowDecoder(_ByImage):
 
 
 class SimplejpegDecoder(_ByImage):
-    """simplejpeg decodes; OpenCV resizes, by areas where it shrinks: it knows no antialiasing.
+    """simplejpeg decodes; OpenCV enlarges crops, and torch does what needs antialiasing.
 
-    Views of evaluation are resized by torch, which does as Pillow does.
+    OpenCV has no antialiased filters. Its averages over areas would make bilinear and bicubic the
+    same wherever a crop shrinks.
     """
 
     def __init__(self, threads: int) -> None:
@@ -273,6 +271,7 @@ class SimplejpegDecoder(_ByImage):
 
         cv2.setNumThreads(1)
         self.cv2, self.simplejpeg = cv2, simplejpeg
+        self.filters = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
         super().__init__(threads, f"simplejpeg and OpenCV {cv2.__version__}")
 
     def pixels(
@@ -283,17 +282,12 @@ class SimplejpegDecoder(_ByImage):
             image = self.simplejpeg.decode_jpeg(data, "RGB")
         except ValueError:
             return None
-        if (view["box"] != view["limits"]).any():
-            # Evaluation: accuracies are to be those of Pillow's resizing.
-            return _resized(torch.from_numpy(image).permute(2, 0, 1), view, corner, size)
         cut = _cut(view, corner, image.shape[:2], size)
         part = image[cut.rows, cut.columns]
-        width, height = cut.resized
-        shrinks = width < part.shape[1] or height < part.shape[0]
-        filters = (self.cv2.INTER_LINEAR, self.cv2.INTER_CUBIC)
-        how = self.cv2.INTER_AREA if shrinks else filters[view["filter"]]
-        part = self.cv2.resize(part, cut.resized, interpolation=how)
-        part = part[cut.top : cut.top + size, cut.left : cut.left + size]
+        if (view["box"] != view["limits"]).any() or max(part.shape[:2]) > size:
+            return _resized(torch.from_numpy(image).permute(2, 0, 1), view, corner, size)
+        how = self.filters[view["filter"]]
+        part = self.cv2.resize(part, (size, size), interpolation=how)
         return torch.from_numpy(self.cv2.flip(part, 1) if view["flip"] else part)
 
 
@@ -411,7 +405,10 @@ def _by_pillow(order: Order, positions: np.ndarray, render: Render) -> Problems:
 def _seen(
     images: EncodedImages, order: Order, positions: np.ndarray
 ) -> Iterator[tuple[int, Bytes, np.void, tuple[int, int]]]:
-    """The JPEGs among these images: position, bytes that a decoder needs, view, their corner."""
+    """The JPEGs among these images: position, bytes that a decoder needs, view, their corner.
+
+    Those that only Pillow can do are left out.
+    """
     found: list[tuple[int, Bytes]] = []
     sizes: list[tuple[int, int]] = []
     for position in positions.tolist():
@@ -420,13 +417,15 @@ def _seen(
         except InputError:
             continue
         size = jpeg_size(data)
-        if size is not None and size[0] * size[1] <= MOST_PIXELS:
+        if size is not None and size[0] * size[1] <= pillow.MOST_PIXELS:
             found.append((position, data))
             sizes.append(size)
     if not found:
         return
     views = order.views(np.array(sizes), np.array([position for position, _ in found]))
     for (position, data), view in zip(found, views, strict=True):
+        if is_elongated(view):
+            continue  # Pillow can resize a part without shifting the grid of the whole
         yield position, *_stitched(images, int(order.chosen[position]), data, view)
 
 

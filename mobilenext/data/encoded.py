@@ -9,13 +9,16 @@ import PIL.Image
 
 ITEM = np.dtype(
     [
-        ("path", np.uint64),  # address of a file's name, ended by a zero byte; 0: `data` is used
-        ("data", np.uint64),  # address of the encoded bytes
-        ("length", np.int64),  # their number; with a path: filled in when it has been read
+        ("path", np.uint64),  # address of a file's name, ended by a zero byte, or 0
+        ("data", np.uint64),  # address of the encoded bytes; 0: native code reads them from a file
+        ("offset", np.int64),  # where the image begins in the file
+        ("length", np.int64),  # bytes of the image; with a path, 0: all of the file
         ("segments", np.uint64),  # address of the lengths of restart segments (uint16), or 0
-        ("num_segments", np.uint32),
-        ("checksum", np.uint32),  # CRC-32 of the bytes, as zlib has it
-        ("verify", np.int32),  # 1: compare the checksum
+        ("num_segments", np.uint32),  # in a file their lengths lie right before the image
+        ("checksum", np.uint32),  # CRC-32 of the image, as zlib has it
+        ("segments_checksum", np.uint32),  # CRC-32 of the lengths of the segments
+        ("file", np.int32),  # descriptor of an open file, if there is neither path nor data
+        ("verify", np.int32),  # 1: compare the checksums; 0 once they were found equal
         ("status", np.int32),  # 0, or what is wrong; see `native.PROBLEMS`
         ("width", np.int32),  # filled in when the header has been read
         ("height", np.int32),
@@ -46,7 +49,7 @@ class Located:
 
     Attributes:
         items: One `ITEM` each.
-        keep: What must live as long as the items are in use: mappings, buffers, file names.
+        keep: What must live as long as the items are in use: open files, buffers, file names.
     """
 
     items: np.ndarray

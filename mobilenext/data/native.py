@@ -16,7 +16,7 @@ import numpy as np
 from mobilenext.data.encoded import ITEM, VIEW, EncodedImages
 from mobilenext.data.transforms import Transform
 
-ABI = 1
+ABI = 2
 """Of native/mobilenext.h; a library that was built from other sources is not used."""
 
 OK, NOT_JPEG, UNSUPPORTED, CORRUPT, TRUNCATED, TOO_LARGE = range(6)
@@ -114,7 +114,18 @@ class Pool:
         self.idle = threading.Condition()
 
     def load(self, items: np.ndarray, max_pixels: int) -> None:
-        """Read files and headers: sets status, width and height of each `ITEM`."""
+        """Read files and headers: sets status, width and height of each `ITEM`.
+
+        Args:
+            items: `ITEM`s, (N,), contiguous; as everywhere here.
+            max_pixels: Images of more get the status `TOO_LARGE`.
+
+        Raises:
+            ValueError: Native code would read or write beside an array; so for the other methods.
+            RuntimeError: The pool is closed; so for `decode`, `resize` and `entropy`.
+        """
+        if not 0 <= max_pixels < 2**63:
+            raise ValueError(f"expected max_pixels of 0 to 2**63 - 1, got {max_pixels}")
         self._call(self.library.mn_load, items, len(items), max_pixels)
 
     def decode(self, items: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
@@ -122,23 +133,23 @@ class Pool:
 
         Args:
             items: `ITEM`s after `load`; those whose status is not 0 are left out.
-            views: A `VIEW` for each.
-            out: Gets pixels, uint8 (len(items), height, width, 3), contiguous.
+            views: A `VIEW` for each, (N,), contiguous.
+            out: Gets pixels, uint8 (N or more, height, width, 3), contiguous.
         """
         self._batch(self.library.mn_decode, items, views, out)
 
     def resize(self, items: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        """As `decode`, from RGB pixels in memory: data, width and height of the items are set."""
+        """As `decode`, from RGB pixels in memory: data, length, width and height are set."""
         self._batch(self.library.mn_resize, items, views, out)
 
     def entropy(self, items: np.ndarray, views: np.ndarray) -> None:
         """Entropy decoding alone, for measurements; out is taken to be 224 x 224."""
-        assert items.flags.c_contiguous
-        assert views.dtype == VIEW
+        _check_views(views, items)
         self._call(self.library.mn_entropy, items, views.ctypes.data, len(items))
 
     def release(self, items: np.ndarray) -> None:
         """Give back the memory of files that `load` has read."""
+        _check_array("items", items, ITEM, "ITEM")
         self.library.mn_release(items.ctypes.data, len(items))
 
     def close(self) -> None:
@@ -150,17 +161,17 @@ class Pool:
                 self.handle = None
 
     def _batch(self, call, items: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        assert items.dtype == ITEM
-        assert views.dtype == VIEW
-        assert len(items) == len(views) <= len(out)
-        assert out.dtype == np.uint8
-        assert out.flags.c_contiguous
+        _check_views(views, items)
+        _check_layout("out", out, np.dtype(np.uint8), "uint8")
+        if out.ndim != 4 or len(out) < len(items) or 0 in out.shape[1:3] or out.shape[3] != 3:
+            raise ValueError(
+                f"expected out of shape ({len(items)} or more, height, width, 3), got {out.shape}"
+            )
         height, width = out.shape[1:3]
         self._call(call, items, views.ctypes.data, len(items), width, height, out.ctypes.data)
 
     def _call(self, call, items: np.ndarray, *arguments) -> None:
-        assert items.dtype == ITEM
-        assert items.flags.c_contiguous
+        _check_array("items", items, ITEM, "ITEM")
         with self.idle:
             if self.handle is None:
                 raise RuntimeError("the pool is closed")
@@ -171,6 +182,35 @@ class Pool:
             with self.idle:
                 self.users -= 1
                 self.idle.notify_all()
+
+
+def _check_layout(
+    name: str, array: np.ndarray, dtype: np.dtype, called: str, written: bool = True
+) -> None:
+    """Raise `ValueError` unless native code can take the array's address."""
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"expected {name} as a numpy array, got {type(array).__name__}")
+    if array.dtype != dtype:
+        raise ValueError(f"expected {name} of dtype {called}, got {array.dtype}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"expected {name} to be contiguous, got strides {array.strides}")
+    if written and not array.flags.writeable:
+        raise ValueError(f"expected {name} to be writable, got a read-only array")
+
+
+def _check_array(
+    name: str, array: np.ndarray, dtype: np.dtype, called: str, written: bool = True
+) -> None:
+    _check_layout(name, array, dtype, called, written)
+    if array.ndim != 1:
+        raise ValueError(f"expected {name} of shape (N,), got {array.shape}")
+
+
+def _check_views(views: np.ndarray, items: np.ndarray) -> None:
+    _check_array("items", items, ITEM, "ITEM")
+    _check_array("views", views, VIEW, "VIEW", written=False)
+    if len(views) != len(items):
+        raise ValueError(f"expected {len(items)} views, got {len(views)}")
 
 
 def entropy_floor(images: EncodedImages, transform: Transform, count: int, threads: int) -> float:

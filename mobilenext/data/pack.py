@@ -1,14 +1,13 @@
 """Packs: a data set's encoded images in a few large files, with checksums; see docs/packs.md.
 
-A pack opens at once and its index takes no Python object for an image: all is mapped into memory,
-where every process of a machine shares it. The order of the images is that of the class folders
-which they came from, so a pack and its folder give the same batches.
+A pack opens at once, and its index takes no Python object for an image. The order of the images is
+that of the class folders which they came from, so a pack and its folder give the same batches.
 """
 
+import io
 import json
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,22 +16,37 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import PIL.Image
 
-from mobilenext.data import native
 from mobilenext.data.encoded import ITEM, Located
-from mobilenext.data.sources import ImageData, decode_bytes
+from mobilenext.data.sources import ImageData, check_class_names, some
+from mobilenext.data.stored import Names, StoredImages
 from mobilenext.errors import InputError
+from mobilenext.files import open_regular, printable, read_regular, read_text, what_is
 
 FORMAT, VERSION = "mobilenext-pack", 1
 SPLITS = ("train", "val")
 DESCRIPTION = "pack.json"
 WORK = ".work"
 """Folder inside an unfinished pack: what is finished of it."""
+JOURNAL, REPORT = "journal.jsonl", "report.json"
 ALIGNMENT = 64
 """Records begin at multiples of it, in bytes."""
 SHARD_BYTES = 1 << 30
 """A record that would end beyond it goes to the next shard."""
+
+CHECKSUM = "crc32"
+"""Entry of `pack.json`, and of each line of an unfinished pack's journal: of all its other entries.
+Packs that were made before have none."""
+MOST_DESCRIPTION = 1 << 26
+"""Bytes that `pack.json` and `report.json` may have."""
+MOST_JOURNAL = 1 << 30
+"""Bytes that the journal of an unfinished pack may have."""
+MOST_HEADER = 1 << 16
+"""Bytes that the header of an index file may have."""
+MOST_BYTES = (1 << 32) - 1
+"""Bytes that an encoded image may have."""
+MOST_NAME = 4096
+"""Bytes that the name of an image may have, on the average."""
 
 INDEX = np.dtype(
     [
@@ -50,100 +64,10 @@ INDEX = np.dtype(
 """One image of a pack."""
 
 
-NATIVELY, WHOLE = np.uint8(1), np.uint8(2)
-"""Who has compared the checksums of an image: native code (not that of the segments), or `read`."""
-
-
-class Names:
-    """Texts in two arrays, so that a million of them is no million objects.
-
-    Args:
-        text: All names, one after the other, UTF-8 as uint8.
-        ends: Where each ends in `text`.
-    """
-
-    def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
-        self.text, self.ends = text, ends
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        index = range(len(self.ends))[index]
-        start = int(self.ends[index - 1]) if index else 0
-        return bytes(self.text[start : int(self.ends[index])]).decode("utf-8", "surrogateescape")
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "Names":
-        """Names from a list of them."""
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends.reshape(len(names)))
-
-
-class MappedImages:
-    """Encoded images that lie in a few large files, which are mapped once.
-
-    Args:
-        files: The files.
-        file: For each image, which of them it is in.
-        offset: Where in it the image begins, in bytes.
-        length: Of the encoded image, in bytes.
-        labels: Class indices.
-        names: What images are called, beside the file's name.
-
-    Raises:
-        InputError: A file can't be opened.
-    """
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        file: np.ndarray,
-        offset: np.ndarray,
-        length: np.ndarray,
-        labels: np.ndarray,
-        names: Names,
-    ) -> None:
-        self.files, self.file, self.offset, self.length = list(files), file, offset, length
-        self.labels, self.names = labels, names
-        self.maps = [_mapped(path) for path in files]
-        self.bases = np.array([mapping.ctypes.data for mapping in self.maps], dtype=np.uint64)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Maps anew: addresses mean nothing in another process, and a pickled map is a copy.
-        arrays = self.file, self.offset, self.length, self.labels
-        return type(self), (self.files, *arrays, self.names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
-        return decode_bytes(self.read(index), self.name(index)), int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        """File and name of an image."""
-        return f"{self.files[int(self.file[index])]}: {self.names[index]}"
-
-    def read(self, index: int) -> bytes | memoryview:
-        """The encoded bytes of an image, not copied."""
-        start = int(self.offset[index])
-        mapping = self.maps[int(self.file[index])]
-        return mapping.data[start : start + int(self.length[index])]
-
-    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Addresses of the encoded bytes of images."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        items = np.zeros(len(chosen), ITEM)
-        items["data"] = self.bases[self.file[chosen]] + self.offset[chosen].astype(np.uint64)
-        items["length"] = self.length[chosen]
-        return Located(items, [self.maps])
-
-
-class PackImages(MappedImages):
+class PackImages(StoredImages):
     """A split of a pack.
 
-    Checksums are compared when an image is first located and when it is first read in a process.
+    Checksums are compared when an image is first used in a process.
 
     Args:
         root: The pack's folder.
@@ -154,36 +78,44 @@ class PackImages(MappedImages):
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        described = _describe(root)["splits"][split]
+        described = _describe(root)
+        part = described["splits"][split]
         self.root, self.split = root, split
-        for shard in described["shards"]:
+        for shard in part["shards"]:
             _check_size(root / shard["file"], shard["bytes"])
+        count = part["images"]
         index, text, ends = (
-            _checked_array(root / name, crc) for name, crc in described["index"].items()
+            _index_array(root / name, part["index"][name], dtype, count * most)
+            for name, dtype, most in _index_files(split)
         )
-        if index.dtype != INDEX or not len(index) == len(ends) == described["images"]:
+        if not len(index) == len(ends) == count:
             raise InputError(
-                f"{root}: expected an index of {described['images']} images in {split}, got one "
-                f"of {len(index)} with {len(ends)} names; make the pack anew"
+                f"{printable(root)}: expected an index of {count} images in {split}, got one of "
+                f"{len(index)} with {len(ends)} names; make the pack again"
             )
         self.index = index
-        self._check_places([shard["bytes"] for shard in described["shards"]])
+        self._check_rows([shard["bytes"] for shard in part["shards"]], len(described["classes"]))
+        if ends[0] < 0 or ends[-1] > len(text) or (np.diff(ends) < 0).any():
+            raise InputError(
+                f"{printable(root)}: expected names of {split} within the {len(text)} bytes of all "
+                "of them, got others; make the pack again"
+            )
         super().__init__(
-            [root / shard["file"] for shard in described["shards"]],
+            [root / shard["file"] for shard in part["shards"]],
             index["shard"],
             index["offset"],
             index["length"],
             index["label"],
             Names(text, ends),
         )
-        self._checked, self._lock = np.zeros(len(index), np.uint8), threading.Lock()
+        self._checked = np.zeros(count, bool)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackImages, (self.root, self.split)
 
     def name(self, index: int) -> str:
         """Pack, split and name of an image."""
-        return f"{self.root}: {self.split}/{self.names[index]}"
+        return printable(f"{self.root}: {self.split}/{self.names[index]}")
 
     def segments(self, index: int) -> np.ndarray | None:
         """Lengths of the restart segments, uint16; None if the image has no index of them.
@@ -194,74 +126,61 @@ class PackImages(MappedImages):
         row = self.index[index]
         if not row["segments"]:
             return None
-        start, count = int(row["offset"]), int(row["segments"])
-        table = self.maps[int(row["shard"])][start : start + 2 * count]
-        if not self._checked[index] & WHOLE and zlib.crc32(table.data) != row["segments_checksum"]:
-            raise InputError(self._corrupt(index, start, start + 2 * count))
-        return table.view("<u2")
+        start, size = int(row["offset"]), 2 * int(row["segments"])
+        table = self.opened.read(int(row["shard"]), start, size, self.names[index])
+        if not self._checked[index] and zlib.crc32(table) != row["segments_checksum"]:
+            raise InputError(self._corrupt(index, start, start + size))
+        return np.frombuffer(table, "<u2")
 
-    def read(self, index: int) -> memoryview:
-        """The encoded bytes of an image, not copied.
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of an image.
 
         Raises:
-            InputError: They or the segment table are not what was written; names the file, the
-                bytes and the image.
+            InputError: They or the segment table are not what was written, or can't be read; names
+                the file, the bytes and the image.
         """
-        self.segments(index)
+        if not self._checked[index]:
+            self.segments(index)
         row = self.index[index]
         start = int(row["offset"]) + 2 * int(row["segments"])
-        end = start + int(row["length"])
-        data = self.maps[int(row["shard"])].data[start:end]
-        if self._checked[index] & WHOLE:
-            return data
-        if zlib.crc32(data) != row["checksum"]:
-            # Whoever decodes it next is to be told as well.
-            with self._lock:
-                self._checked[index] = 0
-            raise InputError(self._corrupt(index, start, end))
-        with self._lock:
-            self._checked[index] |= WHOLE
+        length = int(row["length"])
+        data = self.opened.read(int(row["shard"]), start, length, self.names[index])
+        if not self._checked[index] and zlib.crc32(data) != row["checksum"]:
+            raise InputError(self._corrupt(index, start, start + length))
+        self._checked[index] = True
         return data
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Addresses of the encoded bytes of images and of their segment tables.
+        """Where the encoded bytes of images and their segment tables lie in the shards.
 
         `verify` is set for those that have not been found whole in this process.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         rows = self.index[chosen]
         items = np.zeros(len(chosen), ITEM)
-        address = self.bases[rows["shard"]] + rows["offset"]
-        items["data"] = address + 2 * rows["segments"].astype(np.uint64)
-        items["length"] = rows["length"]
-        items["segments"] = np.where(rows["segments"] > 0, address, 0)
+        starts = rows["offset"] + 2 * rows["segments"].astype(np.uint64)
+        self.opened.place(items, rows["shard"], starts, rows["length"])
         items["num_segments"] = rows["segments"]
         items["checksum"] = rows["checksum"]
-        fresh = self._checked[chosen] == 0
-        items["verify"] = fresh
-        for place in np.flatnonzero(fresh & (rows["segments"] > 0)):
-            try:
-                self.segments(int(chosen[place]))
-            except InputError:
-                items["status"][place] = native.CHECKSUM
-        return Located(items, [self.maps])
+        items["segments_checksum"] = rows["segments_checksum"]
+        items["verify"] = ~self._checked[chosen]
+        return Located(items, [self.opened])
 
     def found_whole(self, indices: np.ndarray) -> None:
         """Take note that native code has compared the checksums of these images."""
-        with self._lock:
-            self._checked[indices] |= NATIVELY
+        self._checked[indices] = True
 
     def problem(self, index: int) -> str | None:
         """What is wrong with the stored bytes of an image; None: they are what was written."""
-        self._checked[index] &= ~WHOLE
+        self._checked[index] = False
         try:
             self.read(index)
         except InputError as error:
             return str(error)
         return None
 
-    def _check_places(self, sizes: list[int]) -> None:
-        """Native code takes addresses on trust, so none may lie outside of a mapping."""
+    def _check_rows(self, sizes: list[int], classes: int) -> None:
+        """Refuse images that lie outside of their shards, and labels without a class."""
         bytes_of = np.array([*sizes, 0], dtype=np.uint64)
         for start in range(0, len(self.index), 1 << 16):
             rows = self.index[start : start + (1 << 16)]
@@ -275,17 +194,25 @@ class PackImages(MappedImages):
             )
             if wrong.any():
                 raise InputError(
-                    f"{self.root}: expected images inside of the shards of {self.split}, got an "
-                    f"index that puts image {start + int(np.argmax(wrong))} elsewhere; make the "
-                    "pack anew"
+                    f"{printable(self.root)}: expected images inside of the shards of "
+                    f"{self.split}, got an index that puts image {start + int(np.argmax(wrong))} "
+                    "elsewhere; make the pack again"
+                )
+            wrong = (rows["label"] < 0) | (rows["label"] >= classes)
+            if wrong.any():
+                first = int(np.argmax(wrong))
+                raise InputError(
+                    f"{printable(self.root)}: expected class indices of 0 to {classes - 1}, got "
+                    f"{rows['label'][first]} for image {start + first} of {self.split}; make the "
+                    "pack again"
                 )
 
     def _corrupt(self, index: int, start: int, end: int) -> str:
         shard = self.files[int(self.index["shard"][index])].name
         return (
-            f"{self.root}: {shard}, bytes {start} to {end}, is corrupt: expected "
-            f"{self.split}/{self.names[index]} as it was written, got another CRC-32; copy the "
-            "shard again from where it is whole, or make the pack anew"
+            f"{printable(self.root)}: {shard}, bytes {start} to {end}, is corrupt: expected "
+            f"{self.split}/{printable(self.names[index])} as it was written, got another CRC-32; "
+            "copy the shard again from where it is whole, or make the pack again"
         )
 
 
@@ -294,7 +221,7 @@ def is_pack(root: str | Path | None) -> bool:
     if root is None:
         return False
     base = Path(root).expanduser()
-    return (base / DESCRIPTION).is_file() or (base / WORK / "journal.jsonl").is_file()
+    return any(os.path.exists(base / name) for name in (DESCRIPTION, f"{WORK}/{JOURNAL}"))
 
 
 def open_pack(root: str | Path | None) -> ImageData:
@@ -327,6 +254,19 @@ def describe_pack(root: str | Path) -> dict[str, Any]:
     return _describe(Path(root).expanduser())
 
 
+def read_report(root: Path) -> dict[str, Any]:
+    """What `report.json` says: plain values, as they were given to `PackWriter.finish`.
+
+    Raises:
+        InputError: It is not there, or damaged.
+    """
+    path = root / REPORT
+    report = _read_json(path, "the report of a pack")
+    if not isinstance(report, dict):
+        raise _malformed(path, "the report of a pack", report)
+    return report
+
+
 def check_lossless(described: dict[str, Any], what: str) -> None:
     """Raise `InputError` if the validation images are not those of the source."""
     if not described["lossless"]["val"]:
@@ -339,14 +279,16 @@ def check_lossless(described: dict[str, Any], what: str) -> None:
 def check_output(root: Path) -> None:
     """Raise `InputError` unless a pack can be begun or taken up again in this folder."""
     if root.exists() and not root.is_dir():
-        raise InputError(f"output={root}: expected a folder, found a file; choose another path")
-    if not root.exists() or (root / WORK / "journal.jsonl").exists():
+        raise InputError(
+            f"output={printable(root)}: expected a folder, found a file; choose another path"
+        )
+    if not root.exists() or (root / WORK / JOURNAL).exists():
         return
-    strangers = sorted(set(os.listdir(root)) - {WORK})
+    strangers = [printable(name) for name in sorted(set(os.listdir(root)) - {WORK})]
     if strangers:
         raise InputError(
-            f"output={root}: expected a new or empty folder, found {', '.join(strangers[:3])}; "
-            "choose another one"
+            f"output={printable(root)}: expected a new or empty folder, found "
+            f"{', '.join(strangers[:3])}; choose another one"
         )
 
 
@@ -393,13 +335,14 @@ class PackWriter:
     ) -> None:
         self.root, self.work, self.shard_bytes = root, root / WORK, shard_bytes
         self.described = {"format": FORMAT, "version": VERSION, **described}
-        check_lossless(self.described, str(root))
+        check_lossless(self.described, printable(root))
+        _check_classes(self.described["classes"], f"output={printable(root)}")
         self.parts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self._rows: list[np.ndarray] = []
         self._names: list[str] = []
         self._file: BinaryIO | None = None
         self._split, self._shard, self._end = SPLITS[0], 0, 0
-        self.journal = self.work / "journal.jsonl"
+        self.journal = self.work / JOURNAL
         check_output(root)
         with self._writable():
             self.work.mkdir(parents=True, exist_ok=True)
@@ -412,8 +355,10 @@ class PackWriter:
         """Append an image to a split.
 
         Raises:
-            InputError: The disk is full, or does not take it for another reason.
+            InputError: Its label has no class, it is too large, or the disk is full or does not
+                take it for another reason.
         """
+        self._check(split, record)
         with self._writable():
             if self._file is None or split != self._split:
                 self._continue(split)
@@ -463,6 +408,9 @@ class PackWriter:
             with path.open("wb") as file:
                 np.savez(file, rows=rows, text=names.text, ends=names.ends)
                 _flush(file)
+            # Else a power cut could leave the line in the journal without the files it speaks of.
+            for folder in (self.root, self.work):
+                _flush_folder(folder)
             part = {"split": split, "shard": self._shard, "end": self._end, "note": note}
             self._append(part)
             self.parts[split].append(part)
@@ -485,11 +433,11 @@ class PackWriter:
                 splits[split] = self._write_index(split)
                 if not splits[split]["images"]:
                     raise InputError(
-                        f"output={self.root}: expected images in {split}, got none that can be "
-                        "read; mend the source"
+                        f"output={printable(self.root)}: expected images in {split}, got none that "
+                        "can be read; fix the source"
                     )
-            write_whole(self.root / "report.json", _json(report, indent=1) + b"\n")
-            described = {**self.described, "splits": splits}
+            write_whole(self.root / REPORT, _json(report, indent=1) + b"\n")
+            described = _with_checksum({**self.described, "splits": splits})
             write_whole(self.root / DESCRIPTION, _json(described, indent=1))
             shutil.rmtree(self.work)
 
@@ -499,15 +447,29 @@ class PackWriter:
             self._file.close()
             self._file = None
 
+    def _check(self, split: str, record: Record) -> None:
+        """Refuse what the index can't hold."""
+        name = f"{split}/{printable(record.name)}"
+        classes = len(self.described["classes"])
+        if not 0 <= record.label < classes:
+            raise InputError(
+                f"{name}: expected a class index of 0 to {classes - 1}, got {record.label}; fix "
+                "the labels of the source"
+            )
+        if len(record.data) > MOST_BYTES:
+            raise InputError(
+                f"{name}: expected an image of at most {MOST_BYTES:,} bytes, got "
+                f"{len(record.data):,}; remove it from the source"
+            )
+
     def _write_index(self, split: str) -> dict[str, Any]:
         parts = self.parts[split]
         files = [self.work / f"{split}-{number:06d}.npz" for number in range(len(parts))]
         rows, texts, ends, total = [np.zeros(0, INDEX)], [np.zeros(0, np.uint8)], [], 0
         for path in files:
-            with np.load(path) as loaded:
-                rows.append(loaded["rows"])
-                texts.append(loaded["text"])
-                ends.append(loaded["ends"] + total)
+            for name, array in self._read_part(path).items():
+                {"rows": rows, "text": texts, "ends": ends}[name].append(array)
+            ends[-1] = ends[-1] + total
             total += len(texts[-1])
         arrays = {
             "index": np.concatenate(rows),
@@ -520,17 +482,34 @@ class PackWriter:
             with path.open("wb") as file:
                 np.save(file, array)
                 _flush(file)
-            checksums[path.name] = _crc32(np.fromfile(path, np.uint8))
+            checksums[path.name] = zlib.crc32(path.read_bytes())
         count = parts[-1]["shard"] + 1 if parts else 0
         names = [_shard_name(split, number) for number in range(count)]
         shards = [{"file": name, "bytes": (self.root / name).stat().st_size} for name in names]
         return {"images": len(arrays["index"]), "shards": shards, "index": checksums}
 
+    def _read_part(self, path: Path) -> dict[str, np.ndarray]:
+        try:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as loaded:
+                part = {name: loaded[name] for name in ("rows", "text", "ends")}
+        except Exception as error:  # numpy and zipfile have many ways to say "damaged"
+            raise self._damaged(path, f"{type(error).__name__}: {error}") from error
+        kinds = [(array.dtype, array.ndim) for array in part.values()]
+        if kinds != [(INDEX, 1), (np.uint8, 1), (np.int64, 1)]:
+            raise self._damaged(path, f"arrays of {', '.join(str(kind) for kind, _ in kinds)}")
+        return part
+
+    def _damaged(self, path: Path, why: str) -> InputError:
+        return InputError(
+            f"{printable(path)}: expected what was finished of a pack, could not read it "
+            f"({printable(why)}); remove {printable(self.root)} and begin again"
+        )
+
     def _take_up(self) -> None:
         """Read the journal; its last line may be torn, and shards may have more than it says."""
-        content = self.journal.read_bytes()
+        content = read_regular(self.journal, MOST_JOURNAL)
         whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [self._read_line(line) for line in whole.splitlines()]
         if lines and lines[0] != json.loads(_json(self.described)):
             other = sorted(
                 key
@@ -538,15 +517,30 @@ class PackWriter:
                 if lines[0].get(key) != json.loads(_json(self.described)).get(key)
             )
             raise InputError(
-                f"output={self.root} has an unfinished pack that was begun with other values of "
-                f"{', '.join(other)}: expected the same command; use that one, or another output"
+                f"output={printable(self.root)} has an unfinished pack that was begun with other "
+                f"values of {', '.join(other)}: expected the same command; use that one, or "
+                "another output"
             )
         if len(whole) != len(content):
             os.truncate(self.journal, len(whole))
         if not lines:
             self._append(self.described)
         for part in lines[1:]:
+            if not _is_part(part):
+                raise self._damaged(self.journal, f"no part of a pack: {part}"[:200])
             self.parts[part["split"]].append(part)
+
+    def _read_line(self, line: bytes) -> dict[str, Any]:
+        try:
+            read = json.loads(line)
+            if not isinstance(read, dict):
+                raise ValueError("a line is no object")
+            if CHECKSUM in read and read != _with_checksum(read):
+                raise ValueError("a line has another CRC-32")
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(self.journal, f"{type(error).__name__}: {error}") from error
+        read.pop(CHECKSUM, None)
+        return read
 
     def _continue(self, split: str) -> None:
         """Go to the end of a split's last finished part."""
@@ -564,8 +558,8 @@ class PackWriter:
         found = os.fstat(self._file.fileno()).st_size
         if found < self._end:
             raise InputError(
-                f"{self._file.name}: expected at least {self._end} bytes, got {found}: what was "
-                f"finished is gone; remove {self.root} and begin again"
+                f"{printable(self._file.name)}: expected at least {self._end} bytes, got {found}: "
+                f"what was finished is gone; remove {printable(self.root)} and begin again"
             )
         self._file.truncate(self._end)
 
@@ -582,7 +576,7 @@ class PackWriter:
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.journal.open("ab") as file:
-            file.write(_json(line) + b"\n")
+            file.write(_json(_with_checksum(line)) + b"\n")
             _flush(file)
 
     @contextmanager
@@ -591,8 +585,9 @@ class PackWriter:
             yield
         except OSError as error:
             raise InputError(
-                f"output={self.root}: could not write there ({error.strerror or error}); what is "
-                "finished stays: make room or mend it, then run the same command again"
+                f"output={printable(self.root)}: could not write there "
+                f"({error.strerror or error}); what is finished stays: make room or fix it, then "
+                "run the same command again"
             ) from error
 
 
@@ -606,10 +601,18 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent).encode()
+
+
+def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
+    """Plain values with a CRC-32 of them, whatever the order and spacing of their JSON."""
+    plain = json.loads(_json({key: value[key] for key in value if key != CHECKSUM}))
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return {**plain, CHECKSUM: zlib.crc32(canonical.encode())}
 
 
 def _flush(file: BinaryIO) -> None:
@@ -617,84 +620,208 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def _flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _shard_name(split: str, number: int) -> str:
     return f"{split}-{number:03d}.bin"
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """A file as uint8; an empty one can't be mapped."""
-    try:
-        if path.stat().st_size == 0:
-            return np.zeros(0, np.uint8)
-        return np.memmap(path, np.uint8, "r")
-    except OSError as error:
-        raise InputError(
-            f"{path}: expected a file that can be read ({error.strerror or error}); mend the path "
-            "or its permissions"
-        ) from error
+def _index_files(split: str) -> tuple[tuple[str, np.dtype, int], ...]:
+    """The files of an index: name, type, and how many entries an image may have in it."""
+    return (
+        (f"{split}-index.npy", INDEX, 1),
+        (f"{split}-names.npy", np.dtype(np.uint8), MOST_NAME),
+        (f"{split}-name-ends.npy", np.dtype("<i8"), 1),
+    )
 
 
-def _crc32(data: np.ndarray) -> int:
-    """Of a large array, in pieces: the mapping's pages may go as soon as they are counted."""
-    crc = 0
-    for start in range(0, len(data), 1 << 24):
-        crc = zlib.crc32(data.data[start : start + (1 << 24)], crc)
-    return crc
+# ---- what is read ----
 
 
 def _describe(root: Path) -> dict[str, Any]:
     """`pack.json`, if it is one of ours."""
     path = root / DESCRIPTION
-    if not path.is_file():
-        if (root / WORK / "journal.jsonl").is_file():
+    if not os.path.exists(path):
+        if os.path.exists(root / WORK / JOURNAL):
             raise InputError(
-                f"{root}: expected a finished pack, found an unfinished one; run the command that "
-                "began it again, it goes on where it ended"
+                f"{printable(root)}: expected a finished pack, found an unfinished one; run the "
+                "command that began it again, it goes on where it ended"
             )
         raise InputError(
-            f"{root}: expected a pack, found no {DESCRIPTION} there; mend the path, or make one "
-            f"with python scripts/prepare_imagenet.py source=... output={root}"
+            f"{printable(root)}: expected a pack, found no {DESCRIPTION} there; fix the path, or "
+            "make one with python scripts/prepare_imagenet.py source=... "
+            f"output={printable(root)}"
         )
-    try:
-        described = json.loads(path.read_bytes())
-        format_, version = described["format"], described["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: expected the description of a pack, could not read it as one "
-            f"({type(error).__name__}: {error}); copy or make the pack anew"
-        ) from error
+    described = _read_json(path, "the description of a pack")
+    format_, version = _entry(path, described, "format", str), _entry(path, described, "version")
     if (format_, version) != (FORMAT, VERSION):
         raise InputError(
-            f"{path}: expected {FORMAT}, version {VERSION}, got {format_}, version {version}; "
-            "make the pack anew with this version, or use the one that it was made with"
+            f"{printable(path)}: expected {FORMAT}, version {VERSION}, got {printable(format_)}, "
+            f"version {version}; make the pack again with this version, or use the one that it was "
+            "made with"
         )
-    try:
-        check_lossless(described, str(path))
-        needed = [described["classes"], described["splits"]]
-        for split in SPLITS:
-            needed.extend(needed[1][split][key] for key in ("images", "shards", "index"))
-    except (KeyError, TypeError) as error:
+    if CHECKSUM in described and described != _with_checksum(described):
         raise InputError(
-            f"{path}: expected an entry {error}, found none; copy or make the pack anew"
-        ) from error
+            f"{printable(path)}: expected the description as it was written, got another CRC-32: "
+            "it was changed or damaged; copy it again from where it is whole, or make the pack "
+            "again"
+        )
+    lossless = _entry(path, described, "lossless", dict)
+    for split in SPLITS:
+        _entry(path, lossless, split, bool)
+    check_lossless(described, printable(path))
+    _check_classes(_entry(path, described, "classes", list), printable(path))
+    splits = _entry(path, described, "splits", dict)
+    for split in SPLITS:
+        _check_split(path, split, _entry(path, splits, split, dict))
     return described
 
 
+def _check_split(path: Path, split: str, part: dict[str, Any]) -> None:
+    """Refuse names that lead elsewhere, and numbers that nothing can have."""
+    _number(path, part, "images", 1, 1 << 32)
+    for number, shard in enumerate(_entry(path, part, "shards", list)):
+        name = _entry(path, shard, "file", str)
+        if name != _shard_name(split, number):
+            raise _malformed(path, f"{_shard_name(split, number)} as shard {number}", name)
+        _number(path, shard, "bytes", 0, 1 << 62)
+    index = _entry(path, part, "index", dict)
+    for name, *_ in _index_files(split):
+        _number(path, index, name, 0, (1 << 32) - 1)
+
+
+def _check_classes(classes: list[Any], what: str) -> None:
+    """Refuse names of classes that are no texts, or that are there twice."""
+    for name in classes:
+        if not isinstance(name, str):
+            raise InputError(
+                f"{what}: expected the names of the classes as texts, got {_short(name)}; make "
+                "the pack again"
+            )
+    check_class_names(classes, what)
+    seen = set()
+    twice = [name for name in classes if name in seen or seen.add(name)]
+    if twice:
+        raise InputError(
+            f"{what}: expected each class once, got several times: {printable(some(twice))}; give "
+            "each a name of its own"
+        )
+
+
+def _read_json(path: Path, expected: str) -> Any:
+    try:
+        text = read_text(path, MOST_DESCRIPTION)
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: expected {expected}, could not read it "
+            f"({error.strerror or error}); fix the path or its permissions, or make the pack again"
+        ) from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        found = what_is(text[:512].encode())
+        problem = f"could not read it as one ({type(error).__name__}: {printable(str(error))})"
+        if found:
+            problem = f"but it is {found}"
+        raise InputError(
+            f"{printable(path)}: expected {expected}, {problem}; "
+            "copy it again from where it is whole, or make the pack again"
+        ) from error
+
+
+def _entry(path: Path, owner: Any, key: str, kind: type = int) -> Any:
+    """An entry of `pack.json`, of the type that it has to have."""
+    if not isinstance(owner, dict) or key not in owner:
+        raise InputError(
+            f"{printable(path)}: expected an entry {key!r}, found none; copy it again from where "
+            "it is whole, or make the pack again"
+        )
+    if type(owner[key]) is not kind:
+        raise _malformed(path, f"{key!r} to be of type {kind.__name__}", owner[key])
+    return owner[key]
+
+
+def _number(path: Path, owner: Any, key: str, least: int, most: int) -> None:
+    value = _entry(path, owner, key)
+    if not least <= value <= most:
+        raise _malformed(path, f"{key!r} to be {least} to {most}", value)
+
+
+def _malformed(path: Path, expected: str, got: Any) -> InputError:
+    return InputError(
+        f"{printable(path)}: expected {expected}, got {_short(got)}; copy it again from where it "
+        "is whole, or make the pack again"
+    )
+
+
+def _short(value: Any) -> str:
+    """A value for messages; lists and mappings may be long, and deep."""
+    return type(value).__name__ if isinstance(value, list | dict) else printable(repr(value)[:80])
+
+
+def _is_part(line: dict[str, Any]) -> bool:
+    """Whether it is a line that `PackWriter.end_part` writes."""
+    numbers = [line.get("shard"), line.get("end")]
+    return (
+        line.get("split") in SPLITS
+        and all(type(number) is int and number >= 0 for number in numbers)
+        and isinstance(line.get("note"), dict)
+    )
+
+
 def _check_size(path: Path, size: int) -> None:
-    found = path.stat().st_size if path.is_file() else None
+    found = os.path.getsize(path) if os.path.isfile(path) else None
     if found != size:
         got = "no such file" if found is None else f"{found} bytes"
         raise InputError(
-            f"{path}: expected {size} bytes, got {got}; copy it again from where it is whole, or "
-            "make the pack anew"
+            f"{printable(path)}: expected {size} bytes, got {got}; copy it again from where it is "
+            "whole, or make the pack again"
         )
 
 
-def _checked_array(path: Path, crc: int) -> np.ndarray:
-    found = _crc32(_mapped(path))
+def _index_array(path: Path, crc: int, dtype: np.dtype, most: int) -> np.ndarray:
+    """A file of the index, read into memory.
+
+    It is not mapped: if it is replaced while a run uses it, a mapping may end the process.
+
+    Args:
+        path: The file.
+        crc: CRC-32 of its bytes.
+        dtype: Type of its array.
+        most: Entries that the array may have.
+    """
+    try:
+        content = read_regular(path, MOST_HEADER + most * dtype.itemsize)
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: expected a file that can be read ({error.strerror or error}); fix "
+            "the path or its permissions"
+        ) from error
+    found = zlib.crc32(content)
     if found != crc:
         raise InputError(
-            f"{path}: expected CRC-32 {crc:08x}, got {found:08x}: this index is not what was "
-            "written; copy it again from where it is whole, or make the pack anew"
+            f"{printable(path)}: expected CRC-32 {crc:08x}, got {found:08x}: this index is not "
+            "what was written; copy it again from where it is whole, or make the pack again"
         )
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    file = io.BytesIO(content)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not version 1.0 of the format")
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        if len(shape) != 1 or kind != dtype:
+            raise ValueError(f"an array of shape {shape} and type {kind}")
+        return np.frombuffer(content, dtype, shape[0], file.tell())
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{printable(path)}: expected a one-dimensional array of {dtype}, could not read it as "
+            f"one ({printable(str(error))[:200]}); make the pack again"
+        ) from error

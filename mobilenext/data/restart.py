@@ -108,10 +108,8 @@ def restart_index(
     if status != native.OK:
         return status
     try:
-        assert out.value is not None
-        assert segments.value is not None
-        table = ctypes.string_at(segments.value, 2 * count.value)
-        return ctypes.string_at(out.value, length.value), np.frombuffer(table, np.uint16)
+        table = ctypes.string_at(segments, 2 * count.value)
+        return ctypes.string_at(out, length.value), np.frombuffer(table, np.uint16)
     finally:
         library.mn_free(out)
         library.mn_free(segments)
@@ -194,10 +192,12 @@ def stitch(
         return data, 0, 0
     per_row = shape.per_row // shape.interval
     ends = shape.scan + np.cumsum(segments, dtype=np.int64)
-    if len(segments) != per_row * shape.rows or ends[-1] > len(data):
+    end = int(ends[-1])
+    is_whole = end <= len(data) and bytes(data[end - 2 : end]) == b"\xff\xd9"
+    if len(segments) != per_row * shape.rows or not is_whole:
         raise InputError(
             f"expected {per_row * shape.rows} segments within {len(data)} bytes, got "
-            f"{len(segments)} up to byte {ends[-1]}: the index belongs to another file"
+            f"{len(segments)} up to byte {end}: the index belongs to another file"
         )
     # One pixel more on each side reaches into the neighbouring chroma sample, and so its MCU.
     margin_x, margin_y = int(shape.mcu_width > 8), int(shape.mcu_height > 8)

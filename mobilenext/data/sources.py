@@ -1,10 +1,9 @@
 """Where images come from: one class for each way in which they lie around."""
 
-import io
 import os
-import warnings
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +12,16 @@ import numpy as np
 import PIL.Image
 
 from mobilenext.data.encoded import ITEM, Located
+from mobilenext.data.pillow import decode_bytes
 from mobilenext.errors import InputError
+from mobilenext.files import NotRegularError, printable, read_regular
 from mobilenext.seeding import counter_seed
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Of image files in class folders, in any case; torchvision's."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-"""By content, whatever the name says; Pillow knows others, which no data set needs."""
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+    ".gif",
+)  # fmt: skip
+"""Of image files, in any case: torchvision's, and others of the formats that are read."""
 
 
 class Images(Protocol):
@@ -37,11 +38,20 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: its two splits and the names of its classes, in the order of the labels."""
+    """A data set.
+
+    Attributes:
+        train: The training split.
+        val: The validation split.
+        classes: The names of the classes, in the order of the labels.
+        notes: What the user should know about the data, a sentence each: files that are not read,
+            checks that could not be made.
+    """
 
     train: Images
     val: Images
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def labels_checksum(images: Images) -> int | None:
@@ -81,47 +91,82 @@ class ArrayImages:
 
 
 class FolderImages:
-    """Image files under `root`, one folder a class.
+    """Image files under `root`, one folder per class.
 
-    Paths lie in one numpy array, not in a million Python strings.
+    Hidden files and folders are passed over. Links to folders are followed, unless they lead back
+    to a folder above. Paths lie in one numpy array, not in a million Python strings.
+
+    Args:
+        root: Folder of the split.
+        classes: Names of the class folders, in the order of the labels.
+
+    Attributes:
+        labels: Class indices, int64.
+        paths: Paths below `root`, bytes.
+        notes: What was left out, a sentence each.
+
+    Raises:
+        InputError: A class folder has no images or can't be read, or one folder belongs to two
+            classes.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
         self.root = root
         paths: list[bytes] = []
         labels: list[int] = []
+        empty: list[str] = []
+        others: Counter[str] = Counter()
+        walk = _ClassWalk(root)
         for label, name in enumerate(classes):
-            for folder, _, files in sorted(os.walk(root / name, followlinks=True)):
+            before = len(paths)
+            for folder, files in walk.files(name):
                 inside = os.path.relpath(folder, root)
-                chosen = [file for file in sorted(files) if file.lower().endswith(EXTENSIONS)]
+                chosen = [file for file in sorted(files) if is_image(file)]
                 paths += [os.fsencode(os.path.join(inside, file)) for file in chosen]
-                labels += [label] * len(chosen)
+                if len(chosen) < len(files):
+                    others.update(_ending(file) for file in files if not is_image(file))
+            labels += [label] * (len(paths) - before)
+            if len(paths) == before:
+                empty.append(name)
         self.labels = np.array(labels, dtype=np.int64)
         self.paths = np.array(paths, dtype=bytes)
-        empty = np.flatnonzero(np.bincount(self.labels, minlength=len(classes)) == 0)
-        if len(empty):
+        self.notes = _notes(root, others, walk.loops)
+        if empty:
+            left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise InputError(
-                f"{root}: expected images ({', '.join(EXTENSIONS)}) in every class folder, "
-                f"found none in {some([classes[index] for index in empty.tolist()])}; remove or "
-                "fill these folders"
+                f"{printable(root)}: expected images ({', '.join(EXTENSIONS)}) in every class "
+                f"folder, found none in {some(empty)}{left_out}; remove or fill these folders"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
-        return decode(self._path(index)), int(self.labels[index])
+        return decode_bytes(self.read(index), self.name(index)), int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The image's path."""
-        return str(self._path(index))
+        """The image's path, printable."""
+        return printable(self._path(index))
+
+    def relative(self, index: int) -> str:
+        """The image's path below `root`, with surrogates for bytes that are not UTF-8."""
+        return self.paths[index].decode("utf-8", "surrogateescape").replace("\\", "/")
 
     def read(self, index: int) -> bytes:
-        """The file's bytes."""
+        """The file's bytes.
+
+        Raises:
+            InputError: It can't be read, or is no regular file.
+        """
         try:
-            return self._path(index).read_bytes()
+            return read_regular(self._path(index))
+        except NotRegularError as error:
+            raise InputError(f"{error}; replace or remove the file") from error
         except OSError as error:
-            raise InputError(_undecodable(self.name(index), error)) from error
+            raise InputError(
+                f"{self.name(index)}: expected an image file, could not read it "
+                f"({error.strerror or error}); replace or remove the file"
+            ) from error
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """The files' paths; native code opens them."""
@@ -155,50 +200,110 @@ class SyntheticImages:
         return PIL.Image.fromarray(pixels.astype(np.uint8)), label
 
 
-def decode(path: Path) -> PIL.Image.Image:
-    """Read an image file as RGB; EXIF orientation is ignored, as torchvision does.
+class _ClassWalk:
+    """Walks the class folders of a split, each folder once on a path, and for one class only.
 
-    Raises:
-        InputError: The file can't be read or decoded, or is a decompression bomb.
+    Attributes:
+        loops: Links that lead back to a folder above; they are not followed.
     """
-    return _decoded(path, str(path))
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.loops: list[str] = []
+        self._class_of: dict[tuple[int, int], str] = {}
+        above = {root, *root.absolute().parents, *root.resolve().parents}
+        self._above = frozenset(_identity(folder) for folder in above if folder.exists())
+
+    def files(self, name: str) -> list[tuple[str, list[str]]]:
+        """Folders of a class and the names of the files in each, sorted by folder.
+
+        Raises:
+            InputError: A folder can't be read, or belongs to another class as well.
+        """
+        found: list[tuple[str, list[str]]] = []
+        pending = [(os.path.join(self.root, name), self._above)]
+        while pending:
+            folder, above = pending.pop()
+            try:
+                identity = _identity(folder)
+                if identity in above:
+                    self.loops.append(folder)
+                    continue
+                self._check_class(folder, identity, name)
+                folders, files = _listed(folder)
+            except OSError as error:
+                raise InputError(
+                    f"{printable(folder)}: expected a folder that can be read ({error.strerror}); "
+                    "fix its permissions, or remove it"
+                ) from error
+            found.append((folder, files))
+            pending += [(inner, above | {identity}) for inner in folders]
+        return sorted(found)
+
+    def _check_class(self, folder: str, identity: tuple[int, int], name: str) -> None:
+        other = self._class_of.setdefault(identity, name)
+        if other != name:
+            raise InputError(
+                f"{printable(folder)}: expected images of class {name} only, got a folder that "
+                f"belongs to class {other} as well; remove the link between them"
+            )
 
 
-def decode_bytes(data: bytes | memoryview, name: str) -> PIL.Image.Image:
-    """As `decode`, from the bytes of a file.
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """Paths of the folders in a folder, and names of its files; hidden ones are left out."""
+    folders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself, for instance
+                is_folder = False
+            if is_folder:
+                folders.append(entry.path)
+            else:
+                files.append(entry.name)
+    return folders, files
+
+
+def _ending(name: str) -> str:
+    return printable(os.path.splitext(name)[1].lower()) or "none"
+
+
+def _notes(split: Path, others: Counter[str], loops: list[str]) -> tuple[str, ...]:
+    notes = []
+    if others:
+        ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        endings = some([f"{ending} ({count:,})" for ending, count in ordered])
+        notes.append(f"{split.name}: files with these endings are not read: {endings}")
+    if loops:
+        names = [printable(os.path.relpath(loop, split)) for loop in sorted(loops)]
+        notes.append(f"{split.name}: links to folders above them are not followed: {some(names)}")
+    return tuple(notes)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file or an archive's member, or a folder that it lies in, is hidden by its name.
 
     Args:
-        data: An encoded image.
-        name: What to call it in messages.
-
-    Raises:
-        InputError: It can't be decoded, or is a decompression bomb.
+        path: Its path, with slashes.
     """
-    return _decoded(io.BytesIO(data), name)
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
-# Set once: to change filters for a moment is not safe where several threads decode.
-warnings.filterwarnings("ignore", module=r"PIL\..*")
+def is_image(path: str) -> bool:
+    """Whether a file or an archive's member is an image by its name, and not hidden.
 
-
-def _decoded(file: Path | io.BytesIO, name: str) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(file, formats=FORMATS) as image:
-            most = PIL.Image.MAX_IMAGE_PIXELS
-            if most is not None and image.width * image.height > most:
-                raise PIL.Image.DecompressionBombError(
-                    f"{image.width} x {image.height} pixels are more than {most}"
-                )
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, ...
-        raise InputError(_undecodable(name, error)) from error
-
-
-def _undecodable(name: str, error: Exception) -> str:
-    return (
-        f"{name}: expected an image file, could not decode it ({type(error).__name__}: {error}); "
-        "replace or remove the file"
-    )
+    Args:
+        path: Its path, with slashes.
+    """
+    return path.lower().endswith(EXTENSIONS) and not is_hidden(path)
 
 
 def class_folders(root: Path) -> ImageData:
@@ -210,32 +315,55 @@ def class_folders(root: Path) -> ImageData:
     Raises:
         InputError: A folder is missing or empty, or the classes of the two splits differ.
     """
-    classes, val_classes = _class_folders(root / "train"), _class_folders(root / "val")
+    (classes, train_notes), (val_classes, val_notes) = (
+        _class_folders(root / split) for split in ("train", "val")
+    )
     if classes != val_classes:
         raise InputError(
-            f"{root}: expected the same classes in train and val; only in train: "
+            f"{printable(root)}: expected the same classes in train and val; only in train: "
             f"{some(sorted(set(classes) - set(val_classes)))}; only in val: "
             f"{some(sorted(set(val_classes) - set(classes)))}"
         )
     train, val = (FolderImages(root / split, classes) for split in ("train", "val"))
-    return ImageData(train, val, tuple(classes))
+    notes = (*train_notes, *train.notes, *val_notes, *val.notes)
+    return ImageData(train, val, tuple(classes), notes)
 
 
-def _class_folders(split: Path) -> list[str]:
-    """Sorted names of the class folders of a split."""
+def _class_folders(split: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the class folders of a split; notes on what else lies there."""
     if not split.is_dir():
         raise InputError(
-            f"{split}: expected a folder with one folder for each class, found none; "
+            f"{printable(split)}: expected a folder with one folder for each class, found none; "
             "data.root has to be the folder above train and val"
         )
-    with os.scandir(split) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    folders, files = _listed(str(split))
+    names = sorted(os.path.basename(folder) for folder in folders)
     if not names:
         raise InputError(
-            f"{split}: expected one folder for each class, found none; sort the images into class "
-            "folders (ImageNet's validation archive comes unsorted)"
+            f"{printable(split)}: expected one folder for each class, found none; sort the images "
+            "into class folders (ImageNet's validation archive comes unsorted)"
         )
-    return names
+    check_class_names(names, str(split))
+    images = sum(map(is_image, files))
+    notes = [f"{split.name}: images outside of the class folders are not read: {images:,}"]
+    return names, notes if images else []
+
+
+def check_class_names(names: Iterable[str], place: str) -> None:
+    """Raise `InputError` unless the names of classes are text of one line each.
+
+    They go into checkpoints and results, which have to be readable everywhere.
+
+    Args:
+        names: The names.
+        place: Where they come from, for messages.
+    """
+    for name in names:
+        if any(0xD800 <= ord(c) <= 0xDFFF or c in "\r\n" for c in name):
+            raise InputError(
+                f"{printable(place)}: expected class names in UTF-8, a line each, got "
+                f"{printable(name)}; rename it"
+            )
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

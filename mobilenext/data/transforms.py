@@ -28,6 +28,9 @@ RESAMPLING = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)
 
 CROP_TRIES = 10
 
+MOST_RESIZED = 4
+"""Evaluation resizes a whole image only while no side becomes longer than this many crops."""
+
 
 class Transform(Protocol):
     """From images to pixels of the network's size."""
@@ -218,6 +221,11 @@ class EvalTransform:
 
     def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
         """See `Transform.render`."""
+        if is_elongated(view):
+            # The same but for rounding, which is why other images are resized as a whole.
+            size = (self.image_size, self.image_size)
+            box = np.minimum(view["box"], np.tile(image.size, 2)).tolist()
+            return np.asarray(image.resize(size, RESAMPLING[view["filter"]], box=box))
         resized = self._resized(np.array([image.size]))
         left, top = _centre(resized, self.image_size)[0].tolist()
         whole = image.resize(tuple(resized[0].tolist()), RESAMPLING[view["filter"]])
@@ -231,6 +239,18 @@ class EvalTransform:
     def __call__(self, image: PIL.Image.Image) -> Tensor:
         """The pixels of one image, uint8 (image_size, image_size, 3)."""
         return _whole(self, image, 0, 0, 0)
+
+
+def is_elongated(view: np.void) -> bool:
+    """Whether the image is so long and thin that resizing all of it would take too much memory.
+
+    Args:
+        view: A `VIEW` of it.
+    """
+    left, top, right, bottom = view["limits"].tolist()
+    x0, y0, x1, y1 = view["box"].tolist()
+    longest = max((right - left) / (x1 - x0), (bottom - top) / (y1 - y0))
+    return longest > MOST_RESIZED
 
 
 def _whole(

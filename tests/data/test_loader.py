@@ -1,3 +1,4 @@
+import os
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -267,3 +268,25 @@ def test_only_a_few_batches_are_made_ahead() -> None:
     epoch.close()
     batches.maker = make.__self__  # pyright: ignore[reportAttributeAccessIssue]
     batches.close()
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pillow"])
+def test_what_can_not_be_opened_or_printed_is_skipped(photo_folder: Path, decoder: str) -> None:
+    folder = photo_folder / "train" / "flower"
+    os.mkfifo(folder / "pipe.jpg")
+    os.rename(folder / "0.jpg", os.fsencode(folder) + b"/g\xfct.jpg")
+    with open(os.fsencode(folder) + b"/b\xe4d.jpg", "wb") as file:
+        file.write(b"nothing")
+    images = image_folder(str(photo_folder)).train
+    made = train_loader(
+        images, train_transform(24), seed=0, global_batch_size=len(images), workers=1,
+        on_bad_image="skip", decoder=decoder,
+    )  # fmt: skip
+    ((pixels, labels),) = made.epoch(0)
+    made.close()
+    assert len(pixels) == len(labels) == 26
+    messages = "\n".join(sorted(made.unreadable.values()))
+    assert messages.isascii()
+    assert len(made.unreadable) == 2
+    assert "flower/b\\xe4d.jpg: expected an image file" in messages
+    assert "flower/pipe.jpg: expected a regular file, got a named pipe" in messages

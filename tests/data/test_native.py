@@ -2,11 +2,14 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from mobilenext.data import eval_transform, native, restart, train_transform
+from mobilenext.data import (
+    eval_transform,
+    image_folder,
+    native,
+    pillow,
+    restart,
+    train_loader,
+    train_transform,
+)
 from mobilenext.data.encoded import ITEM, VIEW
+from mobilenext.data.sources import ArrayImages
 from mobilenext.data.transforms import Transform
 from tests import fuzz_native
+from tests.commands import REPO
 from tests.jpegs import BASELINE, OTHERS, framed, of_kind, part, photo, pixels, saved, segment
 
 pytestmark = pytest.mark.skipif(
@@ -369,6 +382,121 @@ def test_views_that_cannot_be_are_refused(pool: native.Pool) -> None:
         assert items["status"][0] == native.UNSUPPORTED
 
 
+def refused_calls(pool: native.Pool) -> dict[str, Callable[[], object]]:
+    """Calls whose arrays native code would read or write beyond."""
+    items, views = np.zeros(2, ITEM), np.concatenate([view_of((0, 0, 4, 4))] * 2)
+    out = np.zeros((2, 4, 4, 3), np.uint8)
+    locked = np.zeros_like(out)
+    locked.flags.writeable = False
+    bad_items: dict[str, Any] = {
+        "expected items of dtype ITEM": np.zeros(2, np.int64),
+        "expected items of shape (N,), got (1, 2)": items[None],
+        "expected items to be contiguous": np.zeros(4, ITEM)[::2],
+        "expected items as a numpy array, got list": [0, 0],
+    }
+    bad_views: dict[str, Any] = {
+        "expected views of dtype VIEW": np.zeros(2, ITEM),
+        "expected views to be contiguous": np.concatenate([views] * 2)[::2],
+        "expected 2 views, got 1": views[:1],
+        "expected views of shape (N,), got ()": np.zeros((), VIEW),
+    }
+    bad_outs: dict[str, Any] = {
+        "expected out of dtype uint8, got int8": out.astype(np.int8),
+        "expected out of shape (2 or more, height, width, 3), got (1, 4, 4, 3)": out[:1],
+        "expected out of shape (2 or more, height, width, 3), got (2, 4, 4, 4)": np.zeros(
+            (2, 4, 4, 4), np.uint8
+        ),
+        "expected out of shape (2 or more, height, width, 3), got (2, 4, 3)": np.zeros(
+            (2, 4, 3), np.uint8
+        ),
+        "expected out of shape (2 or more, height, width, 3), got (2, 0, 4, 3)": np.zeros(
+            (2, 0, 4, 3), np.uint8
+        ),
+        "expected out to be contiguous": np.zeros((2, 4, 8, 3), np.uint8)[:, :, ::2],
+        "expected out to be writable": locked,
+    }
+    calls: dict[str, Callable[[], object]] = {}
+    for text, bad in bad_items.items():
+        calls[f"load: {text}"] = partial(pool.load, bad, MOST)
+        calls[f"decode: {text}"] = partial(pool.decode, bad, views, out)
+        calls[f"resize: {text}"] = partial(pool.resize, bad, views, out)
+        calls[f"entropy: {text}"] = partial(pool.entropy, bad, views)
+        calls[f"release: {text}"] = partial(pool.release, bad)
+    for text, bad in bad_views.items():
+        calls[f"decode: {text}"] = partial(pool.decode, items, bad, out)
+        calls[f"resize: {text}"] = partial(pool.resize, items, bad, out)
+        calls[f"entropy: {text}"] = partial(pool.entropy, items, bad)
+    for text, bad in bad_outs.items():
+        calls[f"decode: {text}"] = partial(pool.decode, items, views, bad)
+        calls[f"resize: {text}"] = partial(pool.resize, items, views, bad)
+    for most in (-1, 2**63):
+        calls[f"load: expected max_pixels of 0 to 2**63 - 1, got {most}"] = partial(
+            pool.load, items, most
+        )
+    return calls
+
+
+def unrefused_calls(pool: native.Pool) -> list[str]:
+    """Those that raise something other than the `ValueError` that says why."""
+    found = []
+    for name, call in refused_calls(pool).items():
+        try:
+            call()
+        except ValueError as error:
+            if name.partition(": ")[2] not in str(error):
+                found.append(f"{name}; got {error}")
+        except Exception as error:
+            found.append(f"{name}; got {type(error).__name__}")
+        else:
+            found.append(f"{name}; nothing was raised")
+    return found
+
+
+def test_arrays_that_native_code_would_leave_are_refused(pool: native.Pool) -> None:
+    assert unrefused_calls(pool) == []
+
+
+def test_refused_without_assertions_too() -> None:
+    program = (
+        "from tests.data.test_native import native, unrefused_calls\n"
+        "assert False, 'not reached with -O'\n"
+        "found = unrefused_calls(native.Pool(1))\n"
+        "raise SystemExit(chr(10).join(found) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", program],
+        cwd=REPO, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_pixels_that_are_fewer_than_their_size_says_are_not_read(pool: native.Pool) -> None:
+    grey = ArrayImages(np.full((1, 8, 8), 7, np.uint8), [0]).locate_pixels(np.array([0]))
+    out = np.zeros((1, 4, 4, 3), np.uint8)
+    pool.resize(grey.items, view_of((0, 0, 8, 8)), out)
+    assert grey.items["status"].tolist() == [native.TRUNCATED]
+    assert not out.any()
+
+
+@pytest.mark.parametrize("filter", [0, 1])
+def test_a_grey_picture_stays_grey_beyond_the_limits(pool: native.Pool, filter: int) -> None:
+    """Beside the limits weights of both signs nearly cancel, and their ratios know no bounds."""
+    random = np.random.default_rng(12)
+    images = ArrayImages(np.full((1, 31, 29, 3), 177, np.uint8), [0])
+    located = images.locate_pixels(np.array([0]))
+    for number in range(400):
+        left, top, right, bottom = box_in(random, 29, 31)
+        far_away = random.choice([1.0, 3.0, 30.0, 1e3, 4e5])
+        x0, y0 = left + random.uniform(-1, 1) * far_away, top + random.uniform(-1, 1) * far_away
+        width, height = random.uniform(0.01, 1, 2) * random.choice([1.0, 30.0, far_away])
+        items = located.items.copy()
+        view = view_of((x0, y0, x0 + width, y0 + height), (left, top, right, bottom), filter)
+        out = np.zeros((1, 13, 17, 3), np.uint8)
+        pool.resize(items, view, out)
+        assert items["status"].tolist() == [native.OK]
+        assert (out == 177).all(), f"{number}: {view}"
+
+
 def test_orientation_in_exif_is_ignored(pool: native.Pool) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
@@ -404,6 +532,41 @@ def test_headers_that_promise_too_much_are_refused_at_once(pool: native.Pool) ->
     items = loaded(pool, files, most=2**40)
     assert items["status"].tolist() == [native.TRUNCATED] * 3
     assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("kind", ["4:2:0", "progressive"])
+def test_an_image_may_have_as_many_pixels_as_the_limit_says(pool: native.Pool, kind: str) -> None:
+    if kind == "progressive" and not pool.library.mn_libjpeg():
+        pytest.skip("the native decoder was built without libjpeg-turbo's headers")
+    data = of_kind(kind, photo().crop((0, 0, 90, 70)))
+    for most, status in ((90 * 70, native.OK), (90 * 70 - 1, native.TOO_LARGE)):
+        assert loaded(pool, [data], most=most)["status"].tolist() == [status]
+
+
+def test_more_pixels_than_32_bits_can_count_are_too_many(pool: native.Pool) -> None:
+    files = [framed(saved(photo().crop((0, 0, 64, 64))), *size)
+             for size in ((65500, 65500), (65500, 1), (1, 65500), (40000, 60000))]  # fmt: skip
+    expected = [native.TOO_LARGE, native.OK, native.OK, native.TOO_LARGE]
+    assert loaded(pool, files, most=65500)["status"].tolist() == expected
+
+
+def test_the_decoder_of_batches_sets_the_limit(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, load = [], native.Pool.load
+
+    def recording(pool: native.Pool, items: np.ndarray, max_pixels: int) -> None:
+        limits.append(max_pixels)
+        load(pool, items, max_pixels)
+
+    monkeypatch.setattr(native.Pool, "load", recording)
+    images = image_folder(str(photo_folder)).train
+    batches = train_loader(
+        images, train_transform(16), seed=0, global_batch_size=8, decoder="native"
+    )
+    list(batches.epoch(0))
+    batches.close()
+    assert set(limits) == {pillow.MOST_PIXELS}
 
 
 def test_an_empty_picture_may_be_small(pool: native.Pool) -> None:
@@ -497,6 +660,19 @@ def test_a_wrong_index_gives_a_status_or_the_right_pixels(
     assert refused
 
 
+def test_an_index_that_skips_as_many_segments_as_markers_count_is_wrong(
+    pool: native.Pool, indexed: tuple[bytes, np.ndarray]
+) -> None:
+    """Markers are numbered modulo 8, so each is the one that is looked for."""
+    data, table = indexed
+    given = np.concatenate([table[:20], [table[20:29].sum()], table[29:], np.full(8, 9, np.uint16)])
+    assert len(given) == len(table)
+    status, found = cropped(pool, data, (0, 0, 640, 427), given.astype(np.uint16))
+    assert status == native.CORRUPT
+    status, found = cropped(pool, data, (320, 50, 340, 60), given.astype(np.uint16))
+    assert status == native.CORRUPT, f"pixels differ by {far(found, pixels(data)[50:60, 320:340])}"
+
+
 def test_an_index_of_an_image_without_restarts_is_not_used(pool: native.Pool) -> None:
     data = saved(photo())
     status, found = cropped(pool, data, (100, 100, 300, 200), np.array([5, 7], np.uint16))
@@ -562,9 +738,11 @@ def test_structs_are_those_of_the_header() -> None:
 
     class Item(ctypes.Structure):
         _fields_ = [
-            ("path", pointer), ("data", pointer), ("length", wide), ("segments", pointer),
-            ("num_segments", ctypes.c_uint32), ("checksum", ctypes.c_uint32), ("verify", number),
-            ("status", number), ("width", number), ("height", number), ("owned", pointer),
+            ("path", pointer), ("data", pointer), ("offset", wide), ("length", wide),
+            ("segments", pointer), ("num_segments", ctypes.c_uint32),
+            ("checksum", ctypes.c_uint32), ("segments_checksum", ctypes.c_uint32),
+            ("file", number), ("verify", number), ("status", number), ("width", number),
+            ("height", number), ("owned", pointer),
         ]  # fmt: skip
 
     class View(ctypes.Structure):

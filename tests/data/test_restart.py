@@ -95,6 +95,10 @@ def test_the_whole_file_comes_back_where_nothing_can_be_left_out() -> None:
         stitch(written, segments, (0, 0, 334, 8))
     with pytest.raises(InputError, match="belongs to another file"):
         stitch(written, segments[:-1], (0, 0, 8, 8))
+    longer = segments.copy()
+    longer[5] += segments[6:14].sum()  # ends with a marker of the same number
+    with pytest.raises(InputError, match="belongs to another file"):
+        stitch(written, longer, (0, 0, 8, 8))
 
 
 @needs_native

@@ -1,4 +1,8 @@
+import os
 import pickle
+import re
+import shutil
+import socket
 from hashlib import md5
 from pathlib import Path
 
@@ -9,7 +13,9 @@ from timm.data.imagenet_info import ImageNetInfo
 from torchvision.datasets import CIFAR10
 
 from mobilenext.data import cifar10, digits, image_folder, imagenet, imagenette, synthetic
+from mobilenext.data.sources import FolderImages
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 
 
 def test_digits() -> None:
@@ -148,27 +154,186 @@ def test_undecodable_files_are_named(photo_folder: Path) -> None:
             data.val[index]
 
 
-def test_odd_files(development_data: Path, tmp_path: Path) -> None:
-    """Every odd file gives an RGB image or names itself; nothing else comes out."""
-    from mobilenext.data.sources import decode
+def test_only_regular_files_are_opened(photo_folder: Path) -> None:
+    folder = photo_folder / "train" / "flower"
+    os.mkfifo(folder / "00_pipe.jpg")
+    (folder / "01_nothing.jpg").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.open(folder, os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{here}/02_socket.jpg")  # names of sockets have to be short
+        os.close(here)
+    (folder / "03_device.jpg").symlink_to("/dev/zero")
+    data = image_folder(str(photo_folder))
+    assert len(data.train) == 28
+    for name, what in (
+        ("00_pipe", "regular file, got a named pipe"),
+        ("01_nothing", "image file, could not read"),
+        ("02_socket", "regular file, got a socket"),
+        ("03_device", "regular file, got a device"),
+    ):
+        path = f"flower/{name}.jpg".encode()
+        index = data.train.paths.tolist().index(path)  # type: ignore[attr-defined]
+        for read in (data.train.__getitem__, data.train.read):  # type: ignore[attr-defined]
+            with pytest.raises(
+                InputError, match=rf"{name}\.jpg: expected an? {what}.*; replace or"
+            ):
+                read(index)
 
-    def outcome(path: Path) -> str:
-        try:
-            return decode(path).mode
-        except InputError as error:
-            return "refused" if path.name in str(error) else "nameless"
 
-    outcomes = {path.name: outcome(path) for path in (development_data / "odd").iterdir()}
-    assert set(outcomes.values()) == {"RGB", "refused"}
-    assert outcomes["cmyk_tench.JPEG"] == outcomes["png_rgba_named.JPEG"] == "RGB"
-    assert outcomes["hopper_gray.jpg"] == outcomes["exif_orientation6.JPEG"] == "RGB"
-    assert outcomes["truncated_half.JPEG"] == outcomes["zero_bytes.JPEG"] == "refused"
+def test_names_that_are_not_utf8_are_read_and_shown_with_escapes(photo_folder: Path) -> None:
+    folder = os.fsencode(photo_folder / "val" / "flower")
+    os.rename(folder + b"/0.jpg", folder + b"/b\xe4d.jpg")
+    with open(folder + b"/n\xf6.jpg", "wb") as file:
+        file.write(b"nothing")
+    images = image_folder(str(photo_folder)).val
+    assert isinstance(images, FolderImages)
+    names = [images.name(index) for index in range(len(images))]
+    assert "".join(names).isascii()
+    good, bad = (next(i for i, n in enumerate(names) if ending in n) for ending in ("b\\", "n\\"))
+    assert names[good].endswith("flower/b\\xe4d.jpg")
+    assert os.fsencode(images.relative(good)) == b"flower/b\xe4d.jpg"
+    assert images[good][0].size == (200, 160)
+    with pytest.raises(InputError, match=r"flower/n\\xf6\.jpg: expected an image file"):
+        images[bad]
 
 
-def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mobilenext.data.sources import decode
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_class_names_have_to_be_text(photo_folder: Path, name: bytes) -> None:
+    for split in ("train", "val"):
+        folder = os.fsencode(photo_folder / split)
+        os.rename(folder + b"/flower", folder + b"/" + name)
+    shown = re.escape(printable(os.fsdecode(name)))
+    with pytest.raises(InputError, match=f"expected class names in UTF-8.* got {shown}; rename"):
+        image_folder(str(photo_folder))
 
-    PIL.Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
-    with pytest.raises(InputError, match="DecompressionBomb"):
-        decode(tmp_path / "bomb.png")
+
+def test_hidden_files_and_folders_are_passed_over(photo_folder: Path) -> None:
+    before = image_folder(str(photo_folder))
+    for split in ("train", "val"):
+        folder = photo_folder / split / "flower"
+        (folder / "._0.jpg").write_bytes(b"\0\5\x16\7")  # what macOS leaves
+        (folder / ".ipynb_checkpoints").mkdir()
+        (folder / ".ipynb_checkpoints" / "0-checkpoint.jpg").write_bytes(b"")
+    data = image_folder(str(photo_folder))
+    for split in ("train", "val"):
+        one, two = getattr(before, split), getattr(data, split)
+        assert one.paths.tolist() == two.paths.tolist()
+    assert data.notes == ()
+
+
+def test_links_to_folders_are_followed_but_never_round(photo_folder: Path, tmp_path: Path) -> None:
+    folder = photo_folder / "train" / "flower"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "inner").mkdir(parents=True)
+    shutil.copy(folder / "0.jpg", elsewhere / "inner" / "x.jpg")
+    (elsewhere / "inner" / "back").symlink_to(elsewhere)
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "again").symlink_to("../flower")
+    (folder / "up").symlink_to("..")
+    (folder / "top").symlink_to(photo_folder)
+    data = image_folder(str(photo_folder))
+    assert isinstance(data.train, FolderImages)
+    flowers = [path for path in data.train.paths.tolist() if path.startswith(b"flower")]
+    assert len(flowers) == 13
+    assert b"flower/more/inner/x.jpg" in flowers
+    assert data.notes == (
+        "train: links to folders above them are not followed: flower/again, "
+        "flower/more/inner/back, flower/top, flower/up",
+    )
+
+
+@pytest.mark.parametrize("target", ["../temple", "../temple/inner"])
+def test_a_link_to_another_class_is_refused(photo_folder: Path, target: str) -> None:
+    (photo_folder / "train" / "temple" / "inner").mkdir()
+    (photo_folder / "train" / "flower" / "other").symlink_to(target)
+    with pytest.raises(InputError, match=r"images of class temple only, .* class flower as well"):
+        image_folder(str(photo_folder))
+
+
+def test_a_link_to_a_class_before_is_refused(photo_folder: Path) -> None:
+    (photo_folder / "train" / "temple" / "other").symlink_to("../flower")
+    with pytest.raises(InputError, match=r"temple/other: .*belongs to class flower as well; remo"):
+        image_folder(str(photo_folder))
+
+
+def test_what_is_not_read_is_counted(photo_folder: Path) -> None:
+    folder = photo_folder / "train" / "flower"
+    for name in ("a.txt", "b.TXT", "c.heic", "README", ".DS_Store"):
+        (folder / name).write_bytes(b"")
+    shutil.copy(folder / "0.jpg", photo_folder / "val" / "stray.jpg")
+    data = image_folder(str(photo_folder))
+    assert (len(data.train), len(data.val)) == (24, 10)
+    assert data.notes == (
+        "train: files with these endings are not read: .txt (2), .heic (1), none (1)",
+        "val: images outside of the class folders are not read: 1",
+    )
+    for path in list(folder.glob("*.jpg")):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(InputError, match=r"found none in flower \(.*\.heic \(13\).*\); remove or"):
+        image_folder(str(photo_folder))
+
+
+def test_more_endings_of_the_formats_that_are_read(photo_folder: Path) -> None:
+    folder = photo_folder / "train" / "flower"
+    for number, ending in enumerate((".jfif", ".jpe", ".JFIF")):
+        (folder / f"{number}.jpg").rename(folder / f"{number}{ending}")
+    PIL.Image.new("RGB", (4, 4), "red").save(folder / "moving.gif")
+    data = image_folder(str(photo_folder))
+    assert len(data.train) == 25
+    assert data.notes == ()
+    assert data.train[12][0].getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images do not vanish because permissions are missing."""
+    (photo_folder / "train" / "temple" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"temple/locked: .*\(Permission denied\); fix its perm"):
+        image_folder(str(photo_folder))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-0.tar.gz", "val-0.tar.gz"], r"train-0\.tar\.gz is compressed.*: unpack it"),
+        (["train-0.tgz"], r"train-0\.tgz is compressed.*: unpack it"),
+        (["train.tar", "val.tar"], r"train\.tar is one tar: unpack it into class folders"),
+        (["train/0.tar"], r"train/0\.tar lies in a folder: shards of WebDataset have to be"),
+        (["train/part.parquet"], r"train/part\.parquet lies in a folder: it has to be data\.root"),
+        (["mine.parquet"], r"mine\.parquet has another name: the files of the splits have to be"),
+        (["imagenette2.zip"], r"imagenette2\.zip is an archive: unpack it"),
+        (["imagenette2/train/cat/0.jpg"], r"imagenette2/train lies one folder below: data\.root"),
+        (["ILSVRC2012_img_train.tar"], r"is ImageNet's official tar: use data=imagenet"),
+    ],
+)
+def test_layouts_that_are_nearly_right_are_named(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        image_folder(str(tmp_path))
+
+
+def test_other_archives_beside_class_folders_do_not_matter(photo_folder: Path) -> None:
+    (photo_folder / "train.tar").touch()
+    (photo_folder / "train-0.tar.gz").touch()
+    assert len(image_folder(str(photo_folder)).train) == 24
+
+
+def test_a_pipe_among_the_files_of_cifar10(tmp_path: Path) -> None:
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    os.mkfifo(folder / "data_batch_1")
+    with pytest.raises(InputError, match="data_batch_1: expected a regular file, got a named pipe"):
+        cifar10(str(tmp_path))

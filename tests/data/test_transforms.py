@@ -75,3 +75,57 @@ def test_refuses_unknown_names() -> None:
         eval_transform(64, interpolation="random")
     with pytest.raises(InputError, match=r"rand-m9-mstd0\.5"):
         train_transform(64, randaugment="autoaugment")
+
+
+def by_whole_image(image: PIL.Image.Image, size: int, interpolation: str) -> np.ndarray:
+    """Evaluation as it is defined: resize all of the image, then crop the centre."""
+    short = int(size / 0.875)
+    width, height = (side * short // min(image.size) for side in image.size)
+    how = PIL.Image.Resampling[interpolation.upper()]
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    whole = image.resize((width, height), how)
+    return np.asarray(whole.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "sides", [(500, 375), (375, 500), (224, 224), (40, 30), (613, 411), (640, 190), (180, 620)]
+)
+def test_evaluation_of_photographs_is_bit_for_bit_that_of_whole_images(
+    sides: tuple[int, int], interpolation: str
+) -> None:
+    image = photo(*sides)
+    pixels = eval_transform(64, interpolation=interpolation)(image).numpy()
+    assert np.array_equal(pixels, by_whole_image(image, 64, interpolation))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sides", [(640, 160), (3000, 117), (90, 1000), (37, 640), (701, 53)])
+def test_evaluation_of_thin_images_differs_by_rounding_only(
+    sides: tuple[int, int], interpolation: str
+) -> None:
+    image = photo(*sides)
+    pixels = eval_transform(64, interpolation=interpolation)(image).numpy().astype(int)
+    off = np.abs(pixels - by_whole_image(image, 64, interpolation))
+    assert off.max() <= 2  # Pillow may begin with the other direction
+    assert off.mean() < 0.15
+
+
+@pytest.mark.parametrize("sides", [(8000, 1), (1, 8000), (60_000, 3)])
+def test_evaluation_of_a_thin_image_makes_no_large_one(
+    sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of an image of 8000 x 1, resized to 256 rows, would take 2 GB."""
+    image = PIL.Image.new("RGB", sides, (10, 20, 30))
+    made = []
+    resize = PIL.Image.Image.resize
+
+    def counted(self: PIL.Image.Image, size: tuple[int, int], *arguments, **named):
+        made.append(size[0] * size[1])
+        assert made[-1] < 10**7
+        return resize(self, size, *arguments, **named)
+
+    monkeypatch.setattr(PIL.Image.Image, "resize", counted)
+    pixels = eval_transform(224)(image)
+    assert made
+    assert pixels.reshape(-1, 3).unique(dim=0).tolist() == [[10, 20, 30]]

@@ -1,0 +1,144 @@
+"""Reading files that come from anywhere: only regular ones, by names that can be printed.
+
+A leaf that every room may import.
+"""
+
+import io
+import os
+import stat
+from pathlib import Path
+
+from mobilenext.errors import InputError
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+SIGNATURES = (
+    (b"\x1f\x8b", "gzip-compressed"),
+    (b"\xfd7zXZ\0", "xz-compressed"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
+    (b"BZh", "bzip2-compressed"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file that it stands for"),
+    (b"version https://hawser", "a Git LFS pointer, not the file that it stands for"),
+    (b"PAR1", "a Parquet file"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"%PDF", "a PDF document"),
+)
+HTML = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+
+
+class NotRegularError(InputError):
+    """A path that names something other than a regular file."""
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """A regular file, opened for reading in binary.
+
+    A named pipe would be waited for without end, a device may be read without end: neither is
+    opened for reading.
+
+    Args:
+        path: The file; links are followed.
+
+    Raises:
+        NotRegularError: It is a folder, a pipe, a socket or a device.
+        OSError: It can't be opened.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    check_regular(path)  # opening a device can already have effects
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_mode(path, os.fstat(descriptor).st_mode)  # it may have been exchanged meanwhile
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_regular(path: Path) -> None:
+    """Raise `NotRegularError` if something other than a regular file is there.
+
+    Raises:
+        NotRegularError: See above.
+        OSError: Nothing is there, or it can't be looked at.
+    """
+    _check_mode(path, os.stat(path).st_mode)
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file; links are followed.
+        most: How many bytes it may have; None: any number.
+
+    Raises:
+        InputError: It is no regular file, or larger.
+        OSError: It can't be opened or read.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise InputError(
+                f"{printable(path)}: expected at most {most:,} bytes, got {size:,}; it is not what "
+                "its name says"
+            )
+        return file.read()
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        most: How many bytes it may have.
+
+    Raises:
+        InputError: It is no regular file, larger, or not UTF-8.
+        OSError: It can't be opened or read.
+    """
+    try:
+        return read_regular(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{printable(path)}: expected text in UTF-8, got byte {error.object[error.start]:#04x} "
+            f"at {error.start}; save it as UTF-8"
+        ) from error
+
+
+def printable(name: str | Path) -> str:
+    r"""A file's name as every terminal, log and JSON file takes it.
+
+    Names that are not UTF-8 reach Python with surrogates, which nothing can print: they become
+    escapes such as ``\xe4``, and so do line breaks and other control characters.
+    """
+    try:
+        text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte, out of JSON
+        text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def what_is(head: bytes) -> str | None:
+    """What a file is that is not what it should be, by its first bytes; None: not known.
+
+    Args:
+        head: Its first 64 bytes or more.
+    """
+    if not head:
+        return "an empty file"
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(HTML):
+        return "a web page or other XML"
+    return next((name for magic, name in SIGNATURES if head.startswith(magic)), None)
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for test, name in KINDS if test(mode)), "no regular file")
+        raise NotRegularError(f"{printable(path)}: expected a regular file, got {kind}")
