@@ -24,13 +24,14 @@ from hydra import compose, initialize_config_dir
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
-from mobilenext.config import TrainConfig, build, register, typed
+from mobilenext.config import TrainConfig, register, typed
 from mobilenext.data import ImageData
 from mobilenext.data.sources import Images
 from mobilenext.main import CONFIG_DIR
 from mobilenext.runtime.distributed import Process, process_group
 from mobilenext.runtime.precision import Precision
 from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.targets import build
 from mobilenext.train import train
 
 

@@ -3,59 +3,58 @@
 One dataclass for each job; Hydra checks names and types against it, `__post_init__` checks what one
 value has to do with another, and `typed` turns the composed config into these objects once. What a
 constructor's own signature describes (network, optimiser, schedule, data source) stays a plain
-dict with a `_target_`, which `build` calls if it is on the allow-list.
+dict with a `_target_`, which `mobilenext.targets` calls if it is in one of its tables.
 """
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import os
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
-import hydra.utils
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mobilenext.errors import InputError, UserError
-
-ALLOWED_TARGETS = (
-    "mobilenext.data.",
-    "mobilenext.models.",
-    "mobilenext.optim.",
-    "timm.create_model",
-    "timm.layers.",
-    "timm.models.",
-    "timm.optim.",
-    "torch.nn.",
-    "torch.optim.",
-    "torchvision.models.",
-    "torchvision.ops.",
-)
-"""Where a `_target_` may lie. Hydra's own block-list lets `torch.load` and others through."""
-
+from mobilenext.plain import check_plain
 
 DECODERS = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
 """Those of `mobilenext.data.decoders`."""
 
 
-def _machine_only(default: Any) -> Any:
+LARGEST_SIZE = 2048
+"""Most pixels of an image's side."""
+LARGEST_BATCH = 1 << 28
+"""Most pixels of a batch of evaluation, 3 GB as float32: what a foreign checkpoint may ask for."""
+
+
+MOST_WORKERS = 1024
+
+
+def _machine_only(default: Any, path: bool = False) -> Any:
     """A field that says how or where to run, not what comes out; left out of the fingerprint."""
-    return field(default=default, metadata={"machine_only": True})
+    return field(default=default, metadata={"machine_only": True, "path": path})
 
 
-def _added(default: Any) -> Any:
+def _added(default: Any, path: bool = False) -> Any:
     """A field that came later, and whose default leaves everything as it was before.
 
     It is part of the fingerprint only where it has another value: runs that were begun without it
     keep their folders, so that the same command still goes on with them.
     """
-    return field(default=default, metadata={"added": True})
+    return field(default=default, metadata={"added": True, "path": path})
+
+
+PATH = {"path": True}
+"""Metadata of fields with paths: `~` in front of one is the user's home folder."""
+
+
+def _path(default: Any = MISSING) -> Any:
+    return field(default=default, metadata=PATH)
 
 
 @dataclass
@@ -76,7 +75,7 @@ class DataConfig:
     """Short name, for run folders and tables."""
     source: dict[str, Any] = MISSING
     """`_target_` of a function that returns `mobilenext.data.ImageData`."""
-    root: str | None = None
+    root: str | None = _path(None)
     """Folder with the data."""
     root_names_data: bool = False
     """Whether another root means other images, so that it is part of the run's fingerprint."""
@@ -114,21 +113,24 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for key in ("image_size", "eval_size"):
-            _check(getattr(self, key) >= 1, f"data.{key}", "at least 1 pixel", getattr(self, key))
-        _check(
-            0 < self.eval_crop_ratio <= 1,
-            "data.eval_crop_ratio",
-            "a number in (0, 1]",
-            self.eval_crop_ratio,
-        )
-        for key in ("mean", "std"):
-            _check(len(getattr(self, key)) == 3, f"data.{key}", "3 numbers", getattr(self, key))
-        _check(all(value > 0 for value in self.std), "data.std", "numbers above 0", self.std)
+            size = getattr(self, key)
+            _check(1 <= size <= LARGEST_SIZE, f"data.{key}", f"1 to {LARGEST_SIZE} pixels", size)
+        ratio, pixels = self.eval_crop_ratio, self.eval_batch_size * self.eval_size**2
+        _check(0.1 <= ratio <= 1, "data.eval_crop_ratio", "a number in [0.1, 1]", ratio)
+        expected = f"at most {LARGEST_BATCH // self.eval_size**2} for data.eval_size"
+        _check(pixels <= LARGEST_BATCH, "data.eval_batch_size", expected, self.eval_batch_size)
+        _check_choice("data.eval_interpolation", self.eval_interpolation, ("bilinear", "bicubic"))
+        hint = "of pixels scaled to 0 to 1 (values for 0 to 255 divided by 255)"
+        expected = f"3 numbers from 0 to 1, {hint}"
+        _check(_are_shares(self.mean), "data.mean", expected, self.mean)
+        expected = f"3 numbers above 0, up to 1, {hint}"
+        _check(_are_shares(self.std) and 0 not in self.std, "data.std", expected, self.std)
         _check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
         share = self.max_bad_share
         _check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
         workers = self.workers
-        _check(workers is None or workers >= 0, "data.workers", "null or at least 0", workers)
+        fits = workers is None or 0 <= workers <= MOST_WORKERS
+        _check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
         _check_choice("data.decoder", self.decoder, DECODERS)
 
 
@@ -237,7 +239,7 @@ class TrainConfig:
 
     name: str = MISSING
     """First part of the run folder's name."""
-    output_dir: str = _machine_only("runs")
+    output_dir: str = _machine_only("runs", path=True)
     """Where run folders lie."""
     seed: int = 0
     """Decides initial weights, order, augmentation and dropout."""
@@ -266,7 +268,7 @@ class TrainConfig:
     batch_norm: str = "reduce"
     """Running statistics of several processes: averaged before each evaluation (reduce), those of
     rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
-    init_from: str | None = _added(None)
+    init_from: str | None = _added(None, path=True)
     """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
     (.safetensors or what torch.save wrote). A classifier for other classes is made anew."""
     freeze_backbone: bool = _added(False)
@@ -321,11 +323,11 @@ class TrainConfig:
 class EvaluateConfig:
     """Job `evaluate`."""
 
-    checkpoint: str = MISSING
+    checkpoint: str = _path()
     """A .pt checkpoint or a .safetensors file of a run."""
     name: str = "evaluate"
-    output_dir: str = _machine_only("runs")
-    data: dict[str, Any] = field(default_factory=dict)
+    output_dir: str = _machine_only("runs", path=True)
+    data: dict[str, Any] = field(default_factory=dict, metadata={"entries_of": DataConfig})
     """Entries of a `DataConfig`; what is null is as in the run, or all is of a chosen group."""
     runtime: RuntimeConfig = MISSING
 
@@ -334,9 +336,9 @@ class EvaluateConfig:
 class ExportConfig:
     """Job `export`."""
 
-    checkpoint: str = MISSING
+    checkpoint: str = _path()
     """A .pt checkpoint or a .safetensors file of a run."""
-    output: str = MISSING
+    output: str = _path()
     """Folder for the files; new, empty, or one that the job has written before."""
     push: str | None = None
     """Repository user/name of the Hugging Face hub that gets them as well; null: none."""
@@ -377,13 +379,13 @@ class GradientsConfig:
     """Job `gradients`."""
 
     name: str = "gradients"
-    output_dir: str = _machine_only("runs")
+    output_dir: str = _machine_only("runs", path=True)
     """Where run folders lie."""
     networks: dict[str, Any] = field(default_factory=dict)
     """By label: `_target_` and arguments of a network, all but `num_classes`."""
     models: list[str] = field(default_factory=list)
     """Labels of those to measure at initialisation."""
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list, metadata=PATH)
     """Trained networks to measure as well: run folders, or files as `evaluate` takes them."""
     weights: str = "best.pt"
     """What to take of run folders: best.pt, last.pt or model.safetensors."""
@@ -426,9 +428,9 @@ class GradientsConfig:
 class PrepareImagenetConfig:
     """Job `prepare_imagenet`."""
 
-    output: str = MISSING
+    output: str = _path()
     """Folder for the pack; new, empty, or what the same command has left unfinished."""
-    source: str | None = None
+    source: str | None = _path(None)
     """Class folders under train/ and val/, ImageNet's official tars, WebDataset or Parquet."""
     mode: str = "restart"
     """Training images: as they are (copy), the same pixels with restart markers (restart), or JPEGs
@@ -482,7 +484,7 @@ class LoaderReportConfig(TrainConfig):
     """How long each measurement takes, at least."""
     sample: int = 200
     """Training images that are packed in memory, to see what that would bring."""
-    report: str | None = None
+    report: str | None = _path(None)
     """JSON file that gets all numbers; null: none."""
 
     def __post_init__(self) -> None:
@@ -495,11 +497,11 @@ class LoaderReportConfig(TrainConfig):
 class TablesConfig:
     """Job `render_tables`."""
 
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list, metadata=PATH)
     """Run folders, folders of such, or result.json files; none: those that came with the source."""
-    output: str | None = None
+    output: str | None = _path(None)
     """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
-    update: list[str] = field(default_factory=list)
+    update: list[str] = field(default_factory=list, metadata=PATH)
     """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
     <!-- /table -->."""
     width: float = 1.0
@@ -514,12 +516,12 @@ class TablesConfig:
 class CompareCurveConfig:
     """Job `compare_curve`."""
 
-    runs: list[str] = MISSING
+    runs: list[str] = field(default=MISSING, metadata=PATH)
     """Run folders, finished or not."""
-    output: str | None = None
+    output: str | None = _path(None)
     """CSV file that gets the points; null: only printed."""
     force: bool = False
-    """Also for runs that are not ImageNet's at 224 px, whose curves don't compare."""
+    """Also for runs of another network, data or recipe than the log's, which don't compare."""
 
     def __post_init__(self) -> None:
         _check(bool(self.runs), "runs", "at least one run folder", self.runs)
@@ -529,9 +531,9 @@ class CompareCurveConfig:
 class ReportConfig:
     """Job `report`."""
 
-    runs: list[str] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list, metadata=PATH)
     """Run folders, folders of such, or result.json files; none: those that came with the source."""
-    output: str = "report.html"
+    output: str = _path("report.html")
     """The page."""
     title: str = "MobileNeXt: runs beside the paper"
 
@@ -582,6 +584,26 @@ def _schema_node(schema: type) -> DictConfig:
     return node
 
 
+def is_text(config_name: str, key: str) -> bool:
+    """Whether a key of a job's config holds text: a path or a name, or a list of them.
+
+    Args:
+        config_name: The job's primary config, for instance train.
+        key: Dotted, for instance data.root.
+    """
+    schema: Any = SCHEMAS[f"{config_name}_schema"]
+    hint: Any = schema
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(schema):
+            return False
+        item = next((item for item in dataclasses.fields(schema) if item.name == name), None)
+        if item is None:
+            return False
+        hint = get_type_hints(schema)[name]
+        schema = item.metadata.get("entries_of", hint)
+    return hint in (str, str | None, list[str])
+
+
 def parse_number(value: Any) -> float:
     """A number, also one written as a fraction.
 
@@ -598,7 +620,7 @@ def parse_number(value: Any) -> float:
 
 def check_multipliers(width: float, identity: float) -> None:
     """Raise `InputError` unless width is above 0 and identity in (0, 1]."""
-    _check(width > 0, "width", "a width multiplier above 0, for instance 0.5", width)
+    _check(0 < width <= 10, "width", "a width multiplier above 0, for instance 0.5", width)
     _check(
         0 < identity <= 1,
         "identity",
@@ -615,7 +637,7 @@ def typed(config: DictConfig) -> Any:
     """
     _refuse_unknown(config)
     try:
-        return OmegaConf.to_object(config)
+        return _with_home(OmegaConf.to_object(config))
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None)
         raise InputError(f"{key} has no value: add {key}=... to the command") from error
@@ -642,20 +664,47 @@ def _refuse_unknown(config: DictConfig, place: str = "") -> None:
                 _refuse_unknown(value, f"{place}{key}.")
 
 
+def _with_home(config: Any) -> Any:
+    """The same config, `~` in front of its paths replaced by the home folder."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            _with_home(value)
+        elif item.metadata.get("path") and isinstance(value, str):
+            setattr(config, item.name, os.path.expanduser(value))
+        elif item.metadata.get("path") and isinstance(value, list):
+            setattr(config, item.name, [os.path.expanduser(path) for path in value])
+    return config
+
+
 def from_plain(schema: type, values: dict[str, Any]) -> Any:
     """A dataclass from plain values, such as a checkpoint has; names and types are checked.
+
+    Nothing in them is interpolated: `${oc.env:NAME}` in a file stays these characters.
 
     Raises:
         InputError: A name or a type does not fit.
     """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
-    except OmegaConfBaseException as error:
+        check_plain(values, f"the values of a {schema.__name__}")
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _escaped(values))
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"the stored {schema.__name__} does not fit this version: {str(error).splitlines()[0]}"
         ) from error
     assert isinstance(merged, DictConfig)
     return typed(merged)
+
+
+def _escaped(value: Any) -> Any:
+    """The value with each `${` in its strings written so that OmegaConf reads it as it stands."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(?<!\\)(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -682,8 +731,9 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     if "source" in given:
         source = {key: value for key, value in given["source"].items() if value is not None}
         return from_plain(DataConfig, {**given, "source": source})
-    values = {**stored, **given}
-    source = stored["source"]
+    # Whoever wrote the file does not decide that something is fetched.
+    values = {**stored, "download": False, **given}
+    source = {key: value for key, value in stored["source"].items() if key != "download"}
     if "root" in given and "root" not in source:
         raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
     for key in ("root", "reencoded"):
@@ -709,90 +759,8 @@ def fingerprint(config: TrainConfig | EvaluateConfig | GradientsConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def build(
-    node: dict[str, Any], allowed: tuple[str, ...] = ALLOWED_TARGETS, **arguments: Any
-) -> Any:
-    """Call the `_target_` of a config node, if it is on the allow-list.
-
-    With `_partial_: true`, returns a `functools.partial` of it instead. Nested nodes are built
-    first. (Hydra's own `instantiate` would wrap the arguments, parameter groups for instance, in
-    its containers.)
-
-    Args:
-        node: `_target_`, `_partial_` and the arguments.
-        allowed: Prefixes of the names that may be called.
-        **arguments: Further arguments that only the caller knows.
-
-    Raises:
-        InputError: The target is not allowed or does not exist, or does not take the arguments.
-    """
-    target = _find_target(str(node["_target_"]), allowed)
-    given = {
-        key: _build_nested(value, allowed)
-        for key, value in node.items()
-        if key not in ("_target_", "_partial_")
-    } | arguments
-    parameters = inspect.signature(target).parameters
-    unknown = sorted(given.keys() - parameters.keys())
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if unknown and not takes_any:
-        raise InputError(
-            f"{node['_target_']} has no argument {', '.join(unknown)}; it takes "
-            f"{', '.join(parameters)}"
-        )
-    for key, value in given.items():
-        if isinstance(parameters[key].default if key in parameters else None, bool) and (
-            not isinstance(value, bool)
-        ):
-            raise InputError(f"{node['_target_']}: {key}={value!r}: expected true or false")
-    if node.get("_partial_"):
-        return partial(target, **given)
-    try:
-        return target(**given)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        values = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-        raise InputError(f"{node['_target_']} did not take {values}: {error}") from error
-
-
-def _build_nested(value: Any, allowed: tuple[str, ...]) -> Any:
-    if isinstance(value, list):
-        return [_build_nested(item, allowed) for item in value]
-    if isinstance(value, dict):
-        if "_target_" in value:
-            return build(value, allowed)
-        return {key: _build_nested(item, allowed) for key, item in value.items()}
-    return value
-
-
-def _find_target(name: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
-    refusal = (
-        f"_target_={name} is not allowed: expected a class or function under "
-        f"{', '.join(prefix.rstrip('.') for prefix in allowed)}"
-    )
-    if not _listed(name, allowed):
-        raise InputError(refusal)
-    try:
-        target = hydra.utils.get_object(name)
-    except Exception as error:  # an import may fail in any way
-        raise InputError(f"_target_={name}: there is no such class or function") from error
-    # What an allowed module has itself imported (torch.nn.functional.torch.load) does not count.
-    home = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-    callable_here = inspect.isclass(target) or inspect.isfunction(target)
-    if not callable_here or not _listed(home, (*allowed, "timm.models.")):
-        raise InputError(refusal)
-    return target
-
-
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
-
-
-def _listed(name: str, allowed: tuple[str, ...]) -> bool:
-    return any(
-        name == prefix or (prefix[-1] == "." and name.startswith(prefix)) for prefix in allowed
-    )
 
 
 def _without_machine(config: Any) -> Any:
@@ -808,6 +776,10 @@ def _without_machine(config: Any) -> Any:
 def _as_before(config: Any, item: dataclasses.Field[Any]) -> bool:
     """Whether a field came later (see `_added`) and is as if it had not."""
     return bool(item.metadata.get("added")) and getattr(config, item.name) == item.default
+
+
+def _are_shares(values: list[float]) -> bool:
+    return len(values) == 3 and all(0 <= value <= 1 for value in values)
 
 
 def _check(holds: bool, key: str, expected: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Evaluation: each image exactly once, for any number of processes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,29 @@ from torch import Tensor, nn
 from mobilenext.config import (
     DataConfig,
     EvaluateConfig,
-    build,
     evaluation_data,
     from_plain,
     to_yaml,
 )
 from mobilenext.data import DeviceBatches, ImageData, Loader, eval_loader, eval_transform
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.runtime.checkpoint import load_into, load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
-
-RESTORABLE_TARGETS = (
-    "mobilenext.models.",
-    "timm.create_model",
-    "timm.layers.",
-    "torch.nn.",
-    "torchvision.models.",
-    "torchvision.ops.",
+from mobilenext.targets import (
+    DATA_SOURCES,
+    STORED_NETWORKS,
+    STORED_SOURCES,
+    allocating_at_most,
+    build,
 )
-"""What a checkpoint may ask for: narrower than what the command line may."""
+
+SLACK = 1 << 24
+"""Values that building a network may need beside those of its weights, for tables of indices."""
 
 OF_EVALUATION = ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std")
 """What data config says of how images are evaluated."""
@@ -57,14 +58,16 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     tensors, described = load_weights(path)
     trained_on = from_plain(DataConfig, described["data"])
     data = evaluation_data(described["data"], config.data)
-    images: ImageData = build(data.source, ("mobilenext.data.",))
+    images = images_of(config, data)
     if list(images.classes) != described["classes"]:
         raise InputError(
             f"{path} knows {len(described['classes'])} classes "
-            f"({', '.join(described['classes'][:3])}, ...), data={data.name} has "
-            f"{len(images.classes)} ({', '.join(images.classes[:3])}, ...): expected the same; "
+            f"({printable(', '.join(described['classes'][:3]))}, ...), data={printable(data.name)} "
+            f"has {len(images.classes)} ({', '.join(images.classes[:3])}, ...): expected the same; "
             "choose the data that the network was trained for"
         )
+    for note in images.notes:
+        say(f"note: {note}", process)
     for key in OF_EVALUATION:
         if getattr(data, key) != getattr(trained_on, key):
             say(
@@ -73,13 +76,15 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
                 process,
             )
     model = described["model"]
-    network = rebuilt(model, tensors, path).to(process.device)
+    network = rebuilt(model, tensors, path, data.eval_size).to(process.device)
 
     loader = validation_loader(data, images, process)
     to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
     scores = score(network, loader, to_device, process, len(images.val))
     assert scores is not None  # nobody interrupts it
     loader.close()
+    if not math.isfinite(scores["loss"]):
+        raise InputError(f"{path}: the loss on {data.name} is {scores['loss']}, no finite number")
     for part in process.gather(loader.unreadable):
         for text in part.values():
             say(f"warning: left out: {text}", process)
@@ -101,22 +106,61 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     return result
 
 
-def rebuilt(model: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> nn.Module:
+def rebuilt(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int
+) -> nn.Module:
     """The network that a checkpoint describes, with its weights.
 
     Args:
         model: `network` and `num_classes`, as checkpoints have them.
         tensors: By name.
         path: Where they come from, for the error.
+        image_size: Height and width of the images that it is for, in pixels.
 
     Raises:
-        InputError: The checkpoint asks for something else than a network, or its weights don't fit.
+        InputError: The checkpoint asks for something else than a network, its weights don't fit, or
+            the network does not make logits of such images.
     """
-    network: nn.Module = build(
-        model["network"], RESTORABLE_TARGETS, num_classes=model["num_classes"]
-    )
+    elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
+    try:
+        with allocating_at_most(4 * elements + SLACK):
+            network = build(model["network"], STORED_NETWORKS, num_classes=model["num_classes"])
+    except InputError as error:
+        raise InputError(f"{printable(path)}: its network can't be built: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"{printable(path)}: expected the description of a network, got one of a "
+            f"{type(network).__name__}"
+        )
     load_into(network, tensors, path)
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(2, 3, image_size, image_size))
+        if not isinstance(logits, Tensor) or logits.shape != (2, model["num_classes"]):
+            raise ValueError(f"it gives a {type(logits).__name__}, expected logits")
+    except Exception as error:  # networks have no type for it
+        raise InputError(
+            f"{printable(path)}: its network does not take images of {image_size} x {image_size} "
+            f"pixels: {str(error).splitlines()[:1] or type(error).__name__}"
+        ) from error
     return network
+
+
+def images_of(config: EvaluateConfig, data: DataConfig) -> ImageData:
+    """The images to evaluate on: of the command line's choice, or what the checkpoint names.
+
+    Args:
+        config: The job's config.
+        data: What `evaluation_data` makes of it.
+
+    Raises:
+        InputError: There are no such images, or the checkpoint asks for something else.
+    """
+    if config.data.get("source") is not None:
+        return build(data.source, DATA_SOURCES)
+    asked = {"download": True} if data.download else {}
+    return build(data.source, STORED_SOURCES, **asked)
 
 
 def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:

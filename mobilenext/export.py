@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from mobilenext.config import DataConfig, ExportConfig, from_plain
 from mobilenext.errors import InputError
 from mobilenext.evaluate import rebuilt
+from mobilenext.files import printable, read_text
 from mobilenext.models.complexity import Complexity, measure_complexity
-from mobilenext.runtime.checkpoint import load_checkpoint, load_weights
+from mobilenext.plain import check_plain
+from mobilenext.runtime.checkpoint import check_description, load_checkpoint, load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import git_commit, versions
 from mobilenext.runtime.files import write_atomically
@@ -41,6 +43,9 @@ from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import generator
+
+MOST_CONFIG = 1 << 20
+"""Bytes of a run's config.yaml."""
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 """What a folder of the hub may have."""
@@ -108,10 +113,10 @@ def export(config: ExportConfig, process: Process, folder: RunFolder) -> dict[st
     process.require_alone("export")
     output = Path(config.output).expanduser()
     check_output(output)
-    trained = read_trained(Path(config.checkpoint).expanduser())
+    trained = read_trained(Path(config.checkpoint))
     node = trained.model["network"]
     refuse_nested(node, trained.path)
-    network = rebuilt(trained.model, trained.tensors, trained.path).eval()
+    network = rebuilt(trained.model, trained.tensors, trained.path, trained.data.eval_size)
     entry = timm_entry(node)
     with tempfile.TemporaryDirectory() as staging:
         staged = Path(staging)
@@ -120,8 +125,16 @@ def export(config: ExportConfig, process: Process, folder: RunFolder) -> dict[st
             _write_config(staged / CONFIG, entry, trained)
             _check_rebuilt(staged, network, trained.data.eval_size)
         cost = measure_complexity(network, trained.data.eval_size)
-        card = model_card(config, trained, entry, cost, output.resolve().name)
-        (staged / CARD).write_text(card, encoding="utf-8")
+        try:
+            card = model_card(config, trained, entry, cost, output.resolve().name)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{trained.path}: what it and the files beside it say is not as training "
+                f"writes it ({type(error).__name__}: {error}); move config.yaml and result.json "
+                "away: the card then goes without the recipe"
+            ) from error
+        # Paths of the run's command may be no UTF-8.
+        (staged / CARD).write_bytes(card.encode("utf-8", "backslashreplace"))
         files = [name for name in FILES if (staged / name).exists()]
         _publish(staged, files, output)
     say(f"{output}: {', '.join(files)} ({_summary(trained)})")
@@ -184,15 +197,16 @@ def read_trained(path: Path) -> Trained:
         averaged = "ema" in scores
     else:
         described = load_checkpoint(path)
+        check_description(described, path)
         averaged = described["ema"] is not None
         tensors = described["ema"] if averaged else described["network"]
         scores = described["scores"] if _evaluated(described) else {}
     config, result = _of_the_run(path, described)
     epochs = config.get("epochs")
     if "epoch" not in described:  # final weights
-        when = f"{epochs} of {epochs}" if epochs else ""
+        when = _literal(f"{epochs} of {epochs}") if epochs else ""
     else:
-        when = f"{described['epoch']}" + (f" of {epochs}" if epochs else "")
+        when = f"{described['epoch']}" + (f" of {_literal(epochs)}" if epochs else "")
         if not _evaluated(described):
             when += f", and a part of the next one (step {described['step']:,})"
     best = described.get("best", {})
@@ -224,14 +238,15 @@ def _of_the_run(path: Path, described: dict[str, Any]) -> tuple[dict[str, Any], 
     config = result.get("config") if result else None
     if config is None:
         try:
-            config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+            config = yaml.safe_load(read_text(path.parent / "config.yaml", MOST_CONFIG))
         except FileNotFoundError:
             return {}, {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise InputError(
-                f"{path.parent / 'config.yaml'}: could not read it ({error}); mend it, or move it "
+                f"{path.parent / 'config.yaml'}: could not read it ({error}); fix it, or move it "
                 "away: the card then goes without the recipe"
             ) from error
+    check_plain(config, "the config of a run", printable(path.parent))
     try:
         mine = (
             config["model"]["network"] == described["model"]["network"]
@@ -389,14 +404,14 @@ def model_card(
         cost: Of the network, for one image of evaluation's size.
         name: The folder's name, for the title if nothing is pushed.
     """
-    title = name if config.push is None else config.push.rpartition("/")[2]
+    title = printable(name) if config.push is None else config.push.rpartition("/")[2]
     data = trained.data
     parts = [
         f"---\n{_front_matter(config, trained, entry)}\n---",
         f"# {title}",
         f"{_network_words(trained)}: an image classifier for {len(trained.classes):,} classes, "
-        f"trained on {data.name} with the framework mobilenext, which is built around MobileNeXt "
-        "([arXiv 2007.02269](https://arxiv.org/abs/2007.02269)).",
+        f"trained on {_literal(data.name)} with the framework mobilenext, which is built around "
+        "MobileNeXt ([arXiv 2007.02269](https://arxiv.org/abs/2007.02269)).",
         "## Network",
         _table(_network_rows(trained, entry, cost)),
         "## Result",
@@ -436,12 +451,12 @@ def _front_matter(config: ExportConfig, trained: Trained, entry: TimmEntry | Non
 
 def _network_words(trained: Trained) -> str:
     width = trained.model["network"].get("width_mult")
-    return trained.model["name"] + ("" if width is None else f", width {width:g}")
+    return _literal(trained.model["name"]) + ("" if width is None else f", width {width:g}")
 
 
 def _network_rows(trained: Trained, entry: TimmEntry | None, cost: Complexity) -> Rows:
     node = trained.model["network"]
-    rows = [("network", trained.model["name"])]
+    rows = [("network", _literal(trained.model["name"]))]
     if "width_mult" in node:
         rows.append(("width multiplier", f"{node['width_mult']:g}"))
     if "identity_tensor_multiplier" in node:
@@ -449,10 +464,10 @@ def _network_rows(trained: Trained, entry: TimmEntry | None, cost: Complexity) -
     rows += [
         ("parameters", f"{cost.params:,}"),
         ("multiply-adds (MAdds)", f"{cost.madds / 1e6:,.1f} M at {trained.data.eval_size} px"),
-        ("built by", f"`{node['_target_']}`, {_arguments(node)}"),
+        ("built by", f"{_code_span(node['_target_'])}, {_arguments(node)}"),
     ]
     if entry is not None:
-        rows.append(("timm's name", f"`{entry.name}`, with `model_args` of config.json"))
+        rows.append(("timm's name", f"{_code_span(entry.name)}, with `model_args` of config.json"))
     return rows
 
 
@@ -467,7 +482,10 @@ def _result_text(trained: Trained) -> str:
             ("top-1", f"{scores['top1']:.3f} %"),
             ("top-5", f"{scores['top5']:.3f} %"),
             ("cross-entropy", f"{scores['loss']:.4f} nats"),
-            ("images", f"{scores['count']:,} held-out ones of {trained.data.name}, each once"),
+            (
+                "images",
+                f"{scores['count']:,} held-out ones of {_literal(trained.data.name)}, each once",
+            ),
         ]
         if scores.get("unreadable"):
             told.append(("images that could not be read", f"{scores['unreadable']:,}, not counted"))
@@ -475,7 +493,7 @@ def _result_text(trained: Trained) -> str:
     if trained.when:
         told.append(("epoch", trained.when))
     if "seed" in trained.config:
-        told.append(("seed", f"{trained.config['seed']}, one run"))
+        told.append(("seed", f"{_literal(trained.config['seed'])}, one run"))
     result = trained.result
     if result and scores is not None and result["top1"] != scores["top1"]:
         told.append(("at the end of the run", f"top-1 {result['top1']:.3f} %"))
@@ -535,17 +553,17 @@ def _usage_by_class(trained: Trained, repository: str) -> str:
         "logits = network(transform(image).unsqueeze(0))  # of an RGB image of Pillow",
     ]
     return (
-        f"timm has no such network; it is built by `{node['_target_']}`.\n\n{_code(lines)}\n\n"
-        f"The names of the classes are in the metadata of {WEIGHTS}, as JSON."
+        f"timm has no such network; it is built by {_code_span(node['_target_'])}.\n\n"
+        f"{_code(lines)}\n\nThe names of the classes are in the metadata of {WEIGHTS}, as JSON."
     )
 
 
 def _data_rows(trained: Trained) -> Rows:
     data, classes = trained.data, trained.classes
-    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    shown = ", ".join(map(_literal, classes[:10])) + (", ..." if len(classes) > 10 else "")
     resized = math.floor(data.eval_size / data.eval_crop_ratio)
     return [
-        ("name", data.name),
+        ("name", _literal(data.name)),
         ("classes", f"{len(classes):,}: {shown}"),
         ("training images", f"{data.image_size} px" + _reencoded(data)),
         (
@@ -570,14 +588,14 @@ def recipe(trained: Trained) -> Rows:
         ("optimiser", _named(config["optimizer"])),
         ("weight decay of norms and biases", _yes_no(config.get("decay_norm_and_bias"))),
         ("schedule", _named(config["schedule"])),
-        ("epochs", f"{config['epochs']}"),
+        ("epochs", _literal(config["epochs"])),
         ("batch", f"{config['data']['global_batch_size']:,} images a step, over all processes"),
         *_augmentation(config["augment"]),
         ("label smoothing", f"{config.get('label_smoothing', 0.0):g}"),
         ("EMA of the weights", _ema(config)),
         ("bound of the gradient's norm", _or_none(config.get("clip_grad_norm"))),
-        ("running statistics of several processes", str(config.get("batch_norm", "reduce"))),
-        ("precision", str(trained.result.get("precision", runtime.get("precision", "fp32")))),
+        ("running statistics of several processes", _literal(config.get("batch_norm", "reduce"))),
+        ("precision", _literal(trained.result.get("precision", runtime.get("precision", "fp32")))),
     ]
     if config.get("freeze_backbone"):
         rows.insert(1, ("trained layers", "the classifier only"))
@@ -590,7 +608,7 @@ def _initial_weights(trained: Trained) -> str:
     given = trained.init_from
     if given is None:
         return "random"
-    return f"{Path(given['path']).name}, SHA-256 {given['sha256']}"
+    return f"{_literal(Path(given['path']).name)}, SHA-256 {_literal(given['sha256'])}"
 
 
 def _augmentation(augment: dict[str, Any]) -> Rows:
@@ -603,12 +621,12 @@ def _augmentation(augment: dict[str, Any]) -> Rows:
         (
             "random crop",
             f"{100 * scale[0]:.4g} to {100 * scale[1]:.4g} % of the area, width over height "
-            f"{ratio[0]:.4g} to {ratio[1]:.4g}, resized by {augment['interpolation']} "
+            f"{ratio[0]:.4g} to {ratio[1]:.4g}, resized by {_literal(augment['interpolation'])} "
             "interpolation",
         ),
         ("horizontal flip", f"probability {augment['hflip']:g}"),
         ("colour jitter", ", ".join(strengths) or "none"),
-        ("RandAugment", augment["randaugment"] or "none"),
+        ("RandAugment", _literal(augment["randaugment"] or "none")),
         ("random erasing", _or_none(augment["erasing"], "probability ")),
         ("mixup", _or_none(augment["mixup"], "alpha ")),
         ("CutMix", _or_none(augment["cutmix"], "alpha ")),
@@ -629,12 +647,16 @@ def _origin(trained: Trained) -> str:
         used = result["hardware"]
         device = used["accelerator"] or used["cpu"]
         rows += [
-            ("commit of mobilenext", result["git_commit"] or "not known"),
-            ("trained on", f"{used['processes']} x {device}, {result['wall_seconds']:,.0f} s"),
-            ("trained with", f"torch {result['versions']['torch']}"),
+            ("commit of mobilenext", _literal(result["git_commit"] or "not known")),
+            (
+                "trained on",
+                f"{_literal(used['processes'])} x {_literal(device)}, "
+                f"{result['wall_seconds']:,.0f} s",
+            ),
+            ("trained with", f"torch {_literal(result['versions']['torch'])}"),
         ]
     rows += [
-        ("exported from", trained.path.name),
+        ("exported from", _literal(trained.path.name)),
         ("exported by", f"commit {git_commit() or 'not known'}, timm {now['timm']}"),
     ]
     if result:
@@ -662,21 +684,55 @@ def _given(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(node: dict[str, Any]) -> str:
-    return f"{node['_target_'].rpartition('.')[2]}, {_arguments(node)}"
+    return f"{_literal(node['_target_'].rpartition('.')[2])}, {_arguments(node)}"
 
 
 def _arguments(node: dict[str, Any]) -> str:
     """A config node's arguments, for instance `lr=0.1, momentum=0.9`."""
-    return f"`{', '.join(f'{key}={value}' for key, value in _given(node).items())}`"
+    return _code_span(", ".join(f"{key}={value}" for key, value in _given(node).items()))
 
 
 def _table(rows: Rows) -> str:
-    cells = [[re.sub(r"\s+", " ", text).replace("|", r"\|") for text in row] for row in rows]
+    cells = [[_cell(text) for text in row] for row in rows]
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in cells)])
 
 
+def _cell(text: str) -> str:
+    """A text as a cell of a table; a backslash before a pipe would undo the pipe's escape."""
+    text = re.sub(r"\s+", " ", text)
+    return re.sub(r"\\(?=\\*\|)", "\\\\ ", text).replace("|", r"\|")
+
+
 def _code(lines: list[str], language: str = "python") -> str:
-    return "\n".join([f"```{language}", *lines, "```"])
+    text = "\n".join(lines)
+    fence = "`" * max(3, _longest_backticks(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+PLAIN = re.compile(r"(?!www\.)\w+(?:[ .,+/:-] ?\w+)*", re.ASCII)
+"""Text in which Markdown finds nothing: no links, images, HTML or emphasis."""
+
+
+def _literal(value: Any) -> str:
+    """A value out of a file as Markdown that shows it as it is: plain words, else a code span.
+
+    Names of data, classes and the like are whatever somebody wrote into a checkpoint; on a public
+    page they must not become images, links or headings.
+    """
+    text = " ".join(str(value).split())
+    plain = PLAIN.fullmatch(text) and not text.startswith("_") and not text.endswith("_")
+    return text if plain and "__" not in text else _code_span(text)
+
+
+def _code_span(text: str) -> str:
+    text = " ".join(printable(text).split())
+    ticks = "`" * (_longest_backticks(text) + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def _longest_backticks(text: str) -> int:
+    return max((len(run) for run in re.findall(r"`+", text)), default=0)
 
 
 def _numbers(values: list[float]) -> str:
@@ -757,7 +813,7 @@ def push(folder: Path, files: list[str], repository: str) -> str:
 def _summary(trained: Trained) -> str:
     scores = trained.scores
     told = "not evaluated" if scores is None else f"top-1 {scores['top1']:.3f} %"
-    return f"{_network_words(trained)}, {trained.data.name}, {told}"
+    return f"{_network_words(trained)}, {printable(trained.data.name)}, {told}"
 
 
 def _hint(output: Path, entry: TimmEntry | None) -> str:

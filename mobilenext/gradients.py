@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from mobilenext.config import DataConfig, GradientsConfig, build, from_plain, to_yaml
+from mobilenext.config import DataConfig, GradientsConfig, from_plain, to_yaml
 from mobilenext.data import DeviceBatches, ImageData, eval_transform
 from mobilenext.data.decoders import Decoder, Order, open_decoder
 from mobilenext.errors import InputError
@@ -39,6 +39,7 @@ from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import generator, seed_devices
+from mobilenext.targets import DATA_SOURCES, build
 
 CHUNK = 8
 """Images of one vectorised backward pass; more is no faster on a CPU, and takes memory."""
@@ -74,7 +75,7 @@ def gradients(config: GradientsConfig, process: Process, folder: RunFolder) -> d
             there are several processes.
     """
     process.require_alone("gradients")
-    images: ImageData = build(config.data.source, ("mobilenext.data.",))
+    images: ImageData = build(config.data.source, DATA_SOURCES)
     trained = [_restored(run, config, images, process) for run in config.runs]
     measured = {label: [] for label in [*config.networks, *(run.label for run in trained)]}
     params = {}
@@ -218,7 +219,7 @@ def _restored(run: str, config: GradientsConfig, images: ImageData, process: Pro
         here, there = getattr(config.data, key), getattr(trained_on, key)
         if here != there:
             say(f"note: data.{key}={here}, while {path} was evaluated with {there}")
-    network = rebuilt(described["model"], tensors, path)
+    network = rebuilt(described["model"], tensors, path, config.data.eval_size)
     return _Run(run, path, network.to(process.device).eval())
 
 

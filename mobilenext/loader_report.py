@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 from torch import nn
 
-from mobilenext.config import LoaderReportConfig, build
+from mobilenext.config import LoaderReportConfig
 from mobilenext.data import DeviceBatches, ImageData, Loader, Mixing, restart
 from mobilenext.data.decoders import open_decoder
 from mobilenext.data.encoded import ITEM, EncodedImages, HasRestarts, Located
@@ -37,6 +37,7 @@ from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import Precision
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import generator, seed_devices
+from mobilenext.targets import build
 from mobilenext.train import PREFETCH, _device_augment, _training_loader, _update, _wrap
 
 MARGIN = 1.1

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mobilenext.config import ModelConfig, TablesConfig, build
+from mobilenext.config import ModelConfig, TablesConfig
 from mobilenext.errors import InputError
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.distributed import Process
@@ -23,6 +23,7 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
+from mobilenext.targets import build
 
 MARKED = re.compile(r"<!-- table: (\S+) -->.*?<!-- /table -->", re.DOTALL)
 FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from mobilenext.config import SummaryConfig, build
+from mobilenext.config import SummaryConfig
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import PublishedRow, published_rows, tag_meanings
+from mobilenext.targets import build
 
 
 def summary(config: SummaryConfig, process: Process, folder: RunFolder) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mobilenext.config import TrainConfig, build, to_plain, to_yaml
+from mobilenext.config import TrainConfig, to_plain, to_yaml
 from mobilenext.data import (
     Augment,
     DeviceBatches,
@@ -35,7 +36,7 @@ from mobilenext.evaluate import score, validation_loader
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.models.weights import classifier_modules, fit_weights
 from mobilenext.optim import weight_decay_groups
-from mobilenext.runtime.checkpoint import Checkpoints, read_tensors, save_weights, sha256_of
+from mobilenext.runtime.checkpoint import Checkpoints, read_weights, save_weights, sha256_of
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.metrics import TrainMeter
@@ -45,6 +46,7 @@ from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.session import Session
 from mobilenext.runtime.state import Scores, TrainState
 from mobilenext.seeding import seed_devices
+from mobilenext.targets import build
 
 PREFETCH = 4
 """Batches before the end of an epoch at which those of the evaluation are begun: the threads of
@@ -78,54 +80,57 @@ def train(  # noqa: C901 - one linear story
         say(_finished_line(result, folder), process)
         return result
     source, device, data = provenance(process), process.device, config.data
-    stack = ExitStack()
 
-    # ---- data ----
-    images: ImageData = build(data.source)
-    batches = stack.enter_context(closing(_training_loader(config, images, process)))
-    val_batches = stack.enter_context(closing(validation_loader(data, images, process)))
-    to_device = DeviceBatches(data.mean, data.std, device, config.runtime.channels_last)
-    augment = _device_augment(config, process)
-    mixing = Mixing(config.augment.mixup, config.augment.cutmix, len(images.classes), config.seed)
+    with ExitStack() as stack:
+        # ---- data ----
+        images: ImageData = build(data.source)
+        batches = stack.enter_context(closing(_training_loader(config, images, process)))
+        val_batches = stack.enter_context(closing(validation_loader(data, images, process)))
+        to_device = DeviceBatches(data.mean, data.std, device, config.runtime.channels_last)
+        augment = _device_augment(config, process)
+        mixing = Mixing(
+            config.augment.mixup, config.augment.cutmix, len(images.classes), config.seed
+        )
 
-    # ---- network, optimiser, schedule ----
-    network, complexity = _network(config, len(images.classes), process)
-    ema = None
-    if config.ema_decay is not None:
-        ema = ModelEmaV3(network, config.ema_decay, use_warmup=config.ema_warmup)
-    decay = config.optimizer.get("weight_decay", 0.0)
-    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, config.layer_decay)
-    optimizer = build(config.optimizer, params=groups)
-    learning_rate = partial(
-        build(config.schedule), base_lr=config.optimizer["lr"], steps_per_epoch=len(batches)
-    )
-    _check_schedule(learning_rate, config.epochs, len(batches))
-    precision = Precision(config.runtime.precision, device)
-    wrapped = _wrap(network, config.runtime.compile, process)
+        # ---- network, optimiser, schedule ----
+        network, complexity = _network(config, len(images.classes), process)
+        ema = None
+        if config.ema_decay is not None:
+            ema = ModelEmaV3(network, config.ema_decay, use_warmup=config.ema_warmup)
+        decay = config.optimizer.get("weight_decay", 0.0)
+        groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, config.layer_decay)
+        optimizer = build(config.optimizer, params=groups)
+        learning_rate = partial(
+            build(config.schedule), base_lr=config.optimizer["lr"], steps_per_epoch=len(batches)
+        )
+        _check_schedule(learning_rate, config.epochs, len(batches))
+        precision = Precision(config.runtime.precision, device)
+        _try_step(config, network, len(images.classes), precision, process)
+        wrapped = _wrap(network, config.runtime.compile, process)
 
-    # ---- the state, from the run's newest good checkpoint if there is one ----
-    meter = TrainMeter(process, config.nonfinite == "skip", precision.scaler.is_enabled())
-    model = {**to_plain(config.model), "num_classes": len(images.classes)}
-    described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
-    described["train_images"] = len(images.train)
-    described["train_labels_crc32"] = labels_checksum(images.train)
-    # What all have the same, a mean over processes could still round.
-    unite = "broadcast" if config.freeze_backbone else config.batch_norm
-    state = TrainState(described, network, ema, optimizer, precision.scaler, meter, unite)
-    checkpoints = Checkpoints(folder.path, **to_plain(config.checkpoint))
-    session = Session(process, folder, config.runtime.timeout_minutes)
-    loaders = {"train": batches, "val": val_batches}
+        # ---- the state, from the run's newest good checkpoint if there is one ----
+        meter = TrainMeter(process, config.nonfinite == "skip", precision.scaler.is_enabled())
+        model = {**to_plain(config.model), "num_classes": len(images.classes)}
+        described = {"model": model, "classes": list(images.classes), "data": to_plain(data)}
+        described["train_images"] = len(images.train)
+        described["train_labels_crc32"] = labels_checksum(images.train)
+        # What all have the same, a mean over processes could still round.
+        unite = "broadcast" if config.freeze_backbone else config.batch_norm
+        state = TrainState(described, network, ema, optimizer, precision.scaler, meter, unite)
+        checkpoints = Checkpoints(folder.path, **to_plain(config.checkpoint))
+        session = Session(process, folder, config.runtime.timeout_minutes)
+        loaders = {"train": batches, "val": val_batches}
 
-    def save() -> None:
-        _collect(state, learning_rate, checkpoints)
-        _check_weights(state, learning_rate, checkpoints, process)
-        _gather_unreadable(state, loaders, images, config, process, folder)
-        monitor.flush()
-        state.gather(process)
-        process.on_main(lambda: _write(state, checkpoints))
-        meter.pause()
+        def save() -> None:
+            _collect(state, learning_rate, checkpoints)
+            _check_weights(state, learning_rate, checkpoints, process)
+            _gather_unreadable(state, loaders, images, config, process, folder)
+            monitor.flush()
+            state.gather(process)
+            process.on_main(lambda: _write(state, checkpoints))
+            meter.pause()
 
-    with session, stack:
+        stack.enter_context(session)
         result = process.on_main(folder.result)
         if result is not None:  # another job had the folder, and finished it meanwhile
             return result
@@ -133,6 +138,8 @@ def train(  # noqa: C901 - one linear story
         config_yaml = to_yaml(config)
         process.on_main(lambda: folder.create(config_yaml))
         say(_start_line(config, state, complexity, images, process, precision), process)
+        for note in images.notes:
+            say(f"note: {note}", process)
         say(f"images decoded by: {batches.decoder}\nrun folder: {folder.path}", process)
         session.begin(state.step)
         monitor = Monitor(folder, process, config.epochs, len(batches), state.step, state.epoch)
@@ -272,9 +279,12 @@ def _training_loader(config: TrainConfig, images: ImageData, process: Process) -
         )
     micro_batch = config.runtime.micro_batch
     if micro_batch is not None and share % micro_batch:
+        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
         raise InputError(
             f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
-            f"process (data.global_batch_size={data.global_batch_size} over {process.world_size})"
+            f"process (data.global_batch_size={data.global_batch_size} over {process.world_size}), "
+            f"for instance runtime.micro_batch={fits}; batch norms then see {fits} images at a "
+            f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
         )
     return loader
 
@@ -297,7 +307,11 @@ def _network(
     """The network with its random weights on its device, and what it costs."""
     seed_devices("init", config.seed)
     network: nn.Module = build(config.model.network, num_classes=num_classes)
-    complexity = measure_complexity(network, config.data.eval_size)
+    size = config.data.eval_size
+    try:
+        complexity = measure_complexity(network, size)
+    except Exception as error:  # networks have no type for it
+        raise _refused(config, "evaluation (data.eval_size)", (1, 3, size, size), error) from error
     if config.batch_norm == "sync":
         network = _synchronised(network, process)
     if config.runtime.channels_last:
@@ -314,6 +328,47 @@ def _network(
         for module in classifier:
             module.requires_grad_(True)
     return network, complexity
+
+
+def _try_step(
+    config: TrainConfig, network: nn.Module, classes: int, precision: Precision, process: Process
+) -> None:
+    """Try a forward and a backward pass, and take back what they did to the network.
+
+    What a network says of images that it does not take should come before anything is written. Two
+    images stand for a larger batch: no network needs more of them than its norms do.
+
+    Raises:
+        InputError: The network does not take such a batch, or does not make logits of it.
+    """
+    share = config.data.global_batch_size // process.world_size
+    count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
+    before = [buffer.clone() for buffer in network.buffers()]
+    _train_mode(network, config.freeze_backbone)
+    shape = (count, 3, size, size)
+    try:
+        with precision.autocast():
+            logits = network(torch.zeros(shape, device=process.device))
+        if not isinstance(logits, Tensor) or logits.shape != (count, classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"expected logits of shape {(count, classes)}, got {got}")
+        logits.float().sum().backward()
+    except Exception as error:  # networks have no type for it
+        raise _refused(config, "training (data.image_size)", shape, error) from error
+    network.zero_grad(set_to_none=True)
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def _refused(
+    config: TrainConfig, when: str, shape: tuple[int, ...], error: Exception
+) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        f"model={config.model.name} does not take the images of {when}, a batch of shape {shape} "
+        f"for one process: {reason}. Change the images' size, data.global_batch_size or "
+        "runtime.micro_batch, strides, or the model"
+    )
 
 
 def _train_mode(network: nn.Module, frozen_backbone: bool) -> None:
@@ -376,7 +431,8 @@ def _synchronised(network: nn.Module, process: Process) -> nn.Module:
             "batch_norm=sync: torch has synchronised batch norms for CUDA only, and this is "
             f"{process.device.type}; use batch_norm=reduce or broadcast"
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    # Not torch's: it drops the activation that timm's BatchNormAct2d has inside.
+    return convert_sync_batchnorm(network)
 
 
 def _restore(
@@ -399,8 +455,8 @@ def _restore(
 def _begin_with(path: Path, state: TrainState, process: Process) -> None:
     """Give network and averages the weights of a file; the run's records tell which file it was."""
     try:
-        tensors, checksum = process.on_main(lambda: (read_tensors(path), sha256_of(path)))
-        fitted = fit_weights(tensors, state.network)
+        given, checksum = process.on_main(lambda: (read_weights(path), sha256_of(path)))
+        fitted = fit_weights(given.tensors, state.network)
     except InputError as error:
         about = "" if str(path) in str(error) else f"{path}: "
         raise InputError(f"init_from: {about}{error}") from error
@@ -409,7 +465,8 @@ def _begin_with(path: Path, state: TrainState, process: Process) -> None:
     state.described["init_from"] = {"path": str(path), "sha256": checksum}
     classes = len(state.described["classes"])
     anew = f" (classifier made anew for {classes} classes)" if fitted.classifier_left_out else ""
-    say(f"weights from {path}{anew}", process)
+    which = f", its entry {given.entry}" if given.entry else ""
+    say(f"weights from {path}{which}{anew}", process)
 
 
 def _write(state: TrainState, checkpoints: Checkpoints) -> None:

@@ -17,7 +17,6 @@ from mobilenext.config import (
     DataConfig,
     EvaluateConfig,
     TrainConfig,
-    build,
     evaluation_data,
     fingerprint,
     from_plain,
@@ -31,6 +30,7 @@ from mobilenext.main import CONFIG_DIR
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.optim import weight_decay_groups
 from mobilenext.tables import published_rows
+from mobilenext.targets import build
 from tests.optim.test_schedules import OFFICIAL
 
 register()

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
-from mobilenext.config import ExportConfig, build
+from mobilenext.config import ExportConfig
 from mobilenext.data import digits
 from mobilenext.data.sources import ArrayImages
 from mobilenext.errors import InputError
@@ -29,6 +32,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import measured_results
+from mobilenext.targets import build
 from tests.hub import Hub
 from tests.models.nontrivial import with_weights
 from tests.test_configs import composed
@@ -261,6 +265,47 @@ def test_what_lies_beside_and_is_damaged(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / "best.pt", tmp_path)
     (tmp_path / "config.yaml").write_text("a: [1\n")
     with pytest.raises(InputError, match=r"config\.yaml: could not read it"):
+        exported(tmp_path / "best.pt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "a: [1\n"),
+        ("config.yaml", "[" * 5000),
+        ("config.yaml", "a: &a [x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\n"
+                        "d: &d [*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\n"
+                        "f: [*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n"),
+        ("config.yaml", b"\xff"),
+        ("config.yaml", None),
+        ("result.json", "[1]"),
+        ("result.json", "[" * 100_000),
+        ("result.json", b"\xff"),
+        ("result.json", None),
+        ("result.json", {"command": "'"}),
+        ("result.json", {"command": ""}),
+        ("result.json", {"hardware": 3}),
+        ("result.json", {"wall_seconds": "x"}),
+        ("result.json", {"top1": "x"}),
+        ("result.json", {"config": {"optimizer": 3}}),
+    ],
+)  # fmt: skip
+@pytest.mark.timeout(60)
+def test_what_lies_beside_and_is_no_run(
+    trained: Path, tmp_path: Path, name: str, content: Any
+) -> None:
+    shutil.copy(trained / "best.pt", tmp_path)
+    path = tmp_path / name
+    if content is None:
+        os.mkfifo(path)
+    elif isinstance(content, dict):
+        result = json.loads((trained / "result.json").read_text())
+        change = content.pop("config", {})
+        path.write_text(json.dumps({**result, **content, "config": {**result["config"], **change}}))
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=str(tmp_path)):
         exported(tmp_path / "best.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -587,3 +632,45 @@ def test_timm_talks_again_afterwards(trained: Path, tmp_path: Path) -> None:
     before = logging.getLogger("timm").level
     exported(trained / "best.pt", tmp_path)
     assert logging.getLogger("timm").level == before
+
+
+EVIL = (
+    "![x](http://evil.example/x.png)", "<img src=http://evil.example>", "[a](http://evil.example)",
+    "http://evil.example", "www.evil.example", "a\n\n# Heading", "a | b", "`code` <b>", "```\n# x",
+    "_emphasis_", "**bold**", "![x](http://evil.example)\\|", "<b>\\\\|", "| <b>",
+    "<!-- -->", "a@evil.example", "\u202eevil", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_texts_from_a_file_are_shown_not_interpreted(
+    trained: Path, tmp_path: Path, text: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    state = load_checkpoint(folder / "last.pt")
+    state["model"] = {**state["model"], "name": text}
+    state["data"] = {**state["data"], "name": text}
+    state["classes"] = [f"{text}{number}" for number in range(10)]
+    save_checkpoint(folder / "last.pt", state)
+    result = json.loads((folder / "result.json").read_text())
+    result["config"]["data"]["name"] = result["config"]["batch_norm"] = text
+    result["config"]["augment"]["randaugment"] = text
+    result["config"]["optimizer"]["x"] = text
+    result["git_commit"] = result["versions"]["torch"] = text
+    result["hardware"]["cpu"] = text
+    result["command"] = shlex.join(["python", "train.py", f"name={text}"])
+    (folder / "result.json").write_text(json.dumps(result))
+    exported(folder / "last.pt", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    body = card.split("---\n", 2)[2]
+    fences = re.compile(r"^(`{3,})[a-z]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
+    interpreted = re.sub(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", "", fences.sub("", body))
+    for mark in ("evil", "<", "# x", "# Heading", "**", "![", "_emphasis", "\u202e"):
+        assert mark not in interpreted.replace("<br>", "")
+    headings = [line for line in interpreted.splitlines() if line.startswith("#")]
+    assert headings == ["# out", *(f"## {part}" for part in (
+        "Network", "Result", "Use", "Data", "Recipe", "Origin", "Licences"))]  # fmt: skip
+    assert all(line.count("|") - line.count(r"\|") == 3
+               for line in body.splitlines() if line.startswith("| "))  # fmt: skip
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True) is not None

@@ -16,13 +16,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import mobilenext.train as training
-from mobilenext.config import TrainConfig, build, register, typed
+from mobilenext.config import TrainConfig, register, typed
 from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR
 from mobilenext.runtime.checkpoint import read_tensors, sha256_of
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import seed_devices
+from mobilenext.targets import build
 from tests.commands import command, environment
 from tests.compare import assert_same_run
 
@@ -89,7 +90,7 @@ def test_a_classifier_for_other_classes_is_made_anew(
     tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(tmp_path, f"init_from={elsewhere}", "optimizer.lr=0", "seed=3")
-    told = f"weights from {elsewhere} (classifier made anew for 10 classes)\n"
+    told = f"weights from {elsewhere}, its entry state_dict (classifier made anew for 10 classes)\n"
     assert told in capsys.readouterr().out
     after = safetensors.torch.load_file(tmp_path / "model.safetensors")
     given = torch.load(elsewhere, weights_only=True)["state_dict"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mobilenext.gradients as job
-from mobilenext.config import GradientsConfig, build
+from mobilenext.config import GradientsConfig
 from mobilenext.data import ImageData, digits
 from mobilenext.errors import InputError
 from mobilenext.gradients import (
@@ -29,6 +29,7 @@ from mobilenext.runtime.checkpoint import load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import seed_devices
+from mobilenext.targets import build
 from tests.test_configs import composed
 
 CPU = Process(torch.device("cpu"))

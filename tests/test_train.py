@@ -3,25 +3,28 @@
 import copy
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
 import mobilenext.train as training
-from mobilenext.config import TrainConfig, build, register, typed
+from mobilenext.config import TrainConfig, register, typed
 from mobilenext.errors import DivergedError, InputError
 from mobilenext.main import CONFIG_DIR
 from mobilenext.runtime.checkpoint import Checkpoints
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import seed_devices
+from mobilenext.targets import build
 from tests.compare import differences
 
 register()
@@ -396,6 +399,62 @@ def test_synchronised_batch_norms_need_cuda() -> None:
     assert torch.equal(same.eval()(pixels), expected)
 
 
+def test_synchronised_norms_keep_the_activations_inside_of_them() -> None:
+    """timm's norms of many networks have theirs inside; torch's converter drops it."""
+    network = timm.create_model("mobilenetv3_small_050", num_classes=3).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = network(pixels)
+    same = training._synchronised(network, Process(torch.device("cuda", 0), 0, 2))
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in same.modules()) > 20
+    assert torch.equal(same.eval()(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.global_batch_size=1", "strides=[2,2,2,2,2]"],
+         r"training \(data\.image_size\), a batch of shape \(1, 3, 32, 32\).*more than 1"),
+        (["data.global_batch_size=48", "runtime.micro_batch=1", "strides=[2,2,2,2,2]"],
+         r"a batch of shape \(1, 3, 32, 32\)"),
+        (["model=timm", "model.name=vit_tiny_patch16_224", "strides=[2,2,2,2,2]",
+          "width=1"],
+         r"model=vit_tiny_patch16_224 does not take the images of evaluation .*\(1, 3, 32, 32\)"),
+        (["model=timm", "model.name=vit_tiny_patch16_224", "strides=[2,2,2,2,2]",
+          "width=1", "data.eval_size=224"], r"images of training .*\(2, 3, 32, 32\)"),
+        (["+model.network.global_pool=''"], r"images of (evaluation|training)"),
+        (["model.network={_target_:torch.nn.Identity}"], r"expected logits of shape \(2, 10\)"),
+    ],
+)  # fmt: skip
+def test_a_network_that_does_not_take_the_images(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "run", *overrides, "data.workers=2")
+    assert not (tmp_path / "run").exists()
+    # The loaders were there before the network was; their threads are not left behind.
+    assert threading.active_count() == before
+
+
+def test_trying_a_step_leaves_no_trace() -> None:
+    chosen = config("runtime.micro_batch=16")
+    network = build(chosen.model.network, num_classes=10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    precision = training.Precision("fp32", CPU.device)
+    training._try_step(chosen, network, 10, precision, CPU)
+    assert differences(before, network.state_dict()) == []
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_what_the_data_has_to_say_is_told(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photo_folder / "train" / "flower" / "list.txt").write_text("x")
+    train(tmp_path / "run", "data=imagefolder", f"data.root={photo_folder}", "epochs=1",
+          "data.global_batch_size=8", "data.image_size=32", "schedule=constant")  # fmt: skip
+    assert "note: train: files with these endings are not read: .txt" in capsys.readouterr().out
+
+
 def test_unreadable_images_are_named_once_and_counted(
     tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -491,7 +550,20 @@ def test_a_checkpoint_of_another_model(finished: Path, tmp_path: Path, other: st
     [
         (["data.global_batch_size=1438"], "more than the 1437 training images"),
         (["data.global_batch_size=0"], "can't be shared evenly by 1 process:"),
-        (["runtime.micro_batch=36"], "runtime.micro_batch=36: expected a divisor of 48"),
+        (
+            ["runtime.micro_batch=36"],
+            "runtime.micro_batch=36: expected a divisor of 48.*for instance runtime.micro_batch=24",
+        ),
+        (
+            ["data.mean=[123.7,116.3,103.5]"],
+            r"data\.mean=.*expected 3 numbers from 0 to 1.*divided",
+        ),
+        (["data.mean=[-0.1,0.5,0.5]"], r"data\.mean=.*expected 3 numbers from 0 to 1"),
+        (["data.std=[58,57,57]"], r"data\.std=.*expected 3 numbers above 0, up to 1"),
+        (["data.std=[0,1,1]"], r"data\.std=.*expected 3 numbers above 0"),
+        (["data.std=[1,1]"], r"data\.std=.*expected 3 numbers"),
+        (["data.image_size=100000"], r"data\.image_size=100000: expected 1 to 8192 pixels"),
+        (["data.eval_crop_ratio=0.001"], r"data\.eval_crop_ratio=0\.001: expected"),
         (["schedule.cooldown_epochs=2"], "raise epochs, or lower schedule.cooldown_epochs"),
         (["augment.mixup=1", "data.global_batch_size=33"], "expected an even number"),
         (["augment.interpolation=lanczos"], "augment.interpolation: expected one of random"),

@@ -20,6 +20,7 @@ from mobilenext.models.classifier import Classifier, Step, pooling, taps
 from mobilenext.models.layers import (
     ActivationLayer,
     NormLayer,
+    check_blocks,
     check_share,
     check_strides,
     check_width,
@@ -137,8 +138,8 @@ class EfficientNet(Classifier):
     their network of MobileNetV2: the first stage has the second one's stride, blocks that change
     the number of channels drop the first depthwise convolution, or both if they don't stride
     either, except in the first and the last stage. Squeeze-and-excitation weighs the block's
-    output, as in `mnext_s` and `mnext_l`. The paper compares `mnext_l` with EfficientNet-b0 (a fifth
-    fewer parameters, +0.4 points, seen in a review of it) and has no number for this network.
+    output, as in `mnext_s` and `mnext_l`. The paper compares `mnext_l` with EfficientNet-b0 (by a
+    review of it a fifth fewer parameters, +0.4 points) and has no number for this network.
 
     With `block=inverted_residual`, layers have the names and shapes of timm's `efficientnet_b0`,
     and weights go from one to the other.
@@ -201,6 +202,7 @@ class EfficientNet(Classifier):
             )
         if block == "sandglass":
             stages = swapped_strides(stages)
+        check_blocks(sum(stage.repeats for stage in stages))
         stem_stride, *block_strides = strides
         downsampling = iter(block_strides)
         plan = [

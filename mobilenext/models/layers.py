@@ -107,9 +107,23 @@ def initialize_by_fan_out(network: nn.Module) -> None:
 
 
 def check_width(width_mult: float) -> None:
-    """Raise `InputError` unless the width multiplier is above 0."""
+    """Raise `InputError` unless the width multiplier is above 0 and no typing error."""
     if not width_mult > 0:
         raise InputError(f"width multiplier: expected a number above 0, got {width_mult}")
+    if width_mult > MOST_WIDTH:
+        raise InputError(
+            f"width multiplier: expected at most {MOST_WIDTH}, got {width_mult}; a fraction is "
+            "written with a point, 0.35"
+        )
+
+
+MOST_BLOCKS, MOST_WIDTH = 1_000, 10
+
+
+def check_blocks(count: int) -> None:
+    """Raise `InputError` if a network has too many blocks to be meant."""
+    if count > MOST_BLOCKS:
+        raise InputError(f"expected a network of at most {MOST_BLOCKS:,} blocks, got {count:,}")
 
 
 def check_share(name: str, value: float) -> None:

@@ -16,6 +16,7 @@ from mobilenext.models.classifier import Classifier, Step, pooling, taps
 from mobilenext.models.layers import (
     ActivationLayer,
     NormLayer,
+    check_blocks,
     check_share,
     check_strides,
     check_width,
@@ -165,6 +166,7 @@ class MobileNeXt(Classifier):
         )
         features: list[nn.Module] = [nn.Sequential(*stem)]
         reductions = [("features.0", channels, reduction)]
+        check_blocks(sum(math.ceil(depth_mult * stage.repeats) for stage in stages))
         plan = list(_plan(stages, strides[1:], depth_mult, depthwise))
         for number, (stage, kept, stride) in enumerate(plan):
             fixed_head = stage.channels == 1280 and width_mult < 1

@@ -66,7 +66,8 @@ def fit_weights(tensors: Mapping[str, Tensor], network: nn.Module) -> FittedWeig
 
     Raises:
         InputError: They are of another network: a tensor is missing, unexpected or of another
-            shape; or their names are others, and nothing tells how they follow each other.
+            shape, or holds integers or what is no number; or their names are others, and nothing
+            tells how they follow each other.
     """
     found = _without_unused_norm(_unwrapped(tensors, network))
     own = network.state_dict()
@@ -90,6 +91,7 @@ def fit_weights(tensors: Mapping[str, Tensor], network: nn.Module) -> FittedWeig
             left_out = True
             continue
         _check_layer(own_name, expected, name, got, network)
+        _check_values(name, {part: (got[part], own) for part, own in expected.items()})
         fitted |= {_joined(own_name, part): got[part] for part in expected}
     return FittedWeights(fitted, left_out)
 
@@ -169,7 +171,7 @@ def _in_order(tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tenso
 
 def _ranks(siblings: set[str], network: nn.Module) -> dict[str, int]:
     """The places of layers that have the same parent."""
-    if all(name.isdigit() for name in siblings):
+    if all(name.isdecimal() for name in siblings):
         return {name: int(name) for name in siblings}
     known = [order for order in LAYER_ORDERS if siblings <= set(order)]
     if not known and len(siblings) > 1:
@@ -209,6 +211,22 @@ def _check_layer(
             f"expected weights of this {type(network).__name__}, the next tensor {wanted}, got "
             f"{here}; choose the network (model, width, ...) that they were made for"
         )
+
+
+def _check_values(name: str | None, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Raise `InputError` about the first of a layer's tensors that can't be trained weights."""
+    for part, (given, own) in pairs.items():
+        whose = f"{_joined(name, part)} {_shape(given)}"
+        if given.is_floating_point() != own.is_floating_point():
+            raise InputError(
+                f"expected {whose} as {own.dtype}, got {given.dtype}; quantised and integer "
+                "weights can't be trained on: give those from before they were converted"
+            )
+        if own.is_floating_point() and not given.float().isfinite().all():
+            raise InputError(
+                f"expected finite numbers in {whose}, got NaN or infinite ones: that training had "
+                "diverged; take an earlier checkpoint of it"
+            )
 
 
 def _shape(tensor: Tensor) -> str:

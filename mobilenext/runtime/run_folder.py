@@ -28,7 +28,11 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
     fcntl = None
 
 from mobilenext.errors import InputError
+from mobilenext.files import read_text
 from mobilenext.runtime.files import write_atomically
+
+MOST_RESULT = 1 << 26
+"""Bytes of a result.json."""
 
 
 class RunFolder:
@@ -105,16 +109,27 @@ class RunFolder:
         return False
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None.
+
+        Raises:
+            InputError: The file is not JSON, or something other than an object.
+        """
+        path = self.path / "result.json"
         try:
-            return json.loads((self.path / "result.json").read_text())
+            result = json.loads(read_text(path, MOST_RESULT))
+            if isinstance(result, dict):
+                return result
+            problem = f"it is a {type(result).__name__}"
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{self.path / 'result.json'} is not JSON ({error}); remove it, and the same "
-                "command takes up the run again"
-            ) from error
+        except InputError:
+            raise
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        raise InputError(
+            f"{path} is not JSON as runs write it ({problem}); remove it, and the same command "
+            "takes up the run again"
+        )
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""

@@ -136,6 +136,8 @@ def test_strides_for_small_images() -> None:
     ("arguments", "message"),
     [
         ({"width_mult": 0}, "above 0, got 0"),
+        ({"width_mult": 35}, "at most 10, got 35"),
+        ({"depth_mult": 100}, "at most 1,000 blocks, got"),
         ({"width_mult": -1.0}, "above 0, got -1"),
         ({"identity_tensor_multiplier": 2}, r"in \(0, 1\]"),
         ({"strides": (2, 2, 2, 2)}, "expected 5 values"),

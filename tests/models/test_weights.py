@@ -246,3 +246,25 @@ def test_which_layers_make_logits() -> None:
     assert [type(module) for module in pair] == [nn.Linear, nn.Linear]
     assert classifier_modules(torchvision.models.squeezenet1_0()) == []
     assert classifier_modules(MobileNeXt(0.35, num_classes=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.to(torch.int8), r"as torch\.float32, got torch\.int8"),
+        (lambda value: value / 0, "got NaN or infinite ones"),
+        (lambda value: value * float("nan"), "got NaN or infinite ones"),
+    ],
+    ids=["integers", "infinite", "NaN"],
+)
+def test_tensors_that_are_no_trained_weights(
+    change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    network = MobileNeXt(0.35, num_classes=3)
+    tensors = network.state_dict()
+    name = "features.3.conv.0.weight"
+    with pytest.raises(InputError, match=rf"features\.3\.conv\.0\.weight .*{message}"):
+        fit_weights({**tensors, name: change(tensors[name])}, network)
+    half = {key: value.half() if value.is_floating_point() else value
+            for key, value in tensors.items()}  # fmt: skip
+    fit_weights(half, network)

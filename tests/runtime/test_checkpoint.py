@@ -1,6 +1,7 @@
 import argparse
 import hashlib
 import io
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,17 @@ from mobilenext.runtime.checkpoint import (
     load_into,
     load_weights,
     read_tensors,
+    read_weights,
     save_checkpoint,
     save_weights,
     sha256_of,
 )
 
-DESCRIBED = {"model": {"name": "tiny"}, "classes": ["a", "b"], "data": {"name": "none"}}
+DESCRIBED = {
+    "model": {"name": "tiny", "network": {"_target_": "torch.nn.Linear"}, "num_classes": 2},
+    "classes": ["a", "b"],
+    "data": {"name": "none", "source": {"_target_": "mobilenext.data.digits"}},
+}
 
 
 def state(**more: object) -> dict:
@@ -198,10 +204,10 @@ def test_a_file_system_that_is_away_costs_nothing(
         checkpoints.save(state(step=step))
     with monkeypatch.context() as away:
 
-        def fail(_: Path) -> bytes:
+        def fail(*_: object) -> bytes:
             raise OSError(5, "Input/output error")
 
-        away.setattr(Path, "read_bytes", fail)
+        away.setattr(checkpoint, "read_regular", fail)
         with pytest.raises(InputError, match=r"Input/output error.*nothing was changed"):
             checkpoints.load()
     assert steps_of(checkpoints) == {"last.pt": 2, "last-1.pt": 1}
@@ -324,6 +330,9 @@ TRAINERS: dict[str, dict] = {
     "timm's with averages": {"state_dict": OTHER, "state_dict_ema": TENSORS, "model": OTHER},
     "timm's without averages": {"state_dict": TENSORS, "state_dict_ema": None},
     "torchvision's": {"model": TENSORS, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "torchvision's with averages": {"model": OTHER, "model_ema": TENSORS, "epoch": 3},
+    "others' averages": {"state_dict": OTHER, "ema_state_dict": TENSORS},
+    "others'": {"model_state_dict": TENSORS, "loss": 0.5},
 }  # fmt: skip
 
 
@@ -333,6 +342,99 @@ TRAINERS: dict[str, dict] = {
 def test_weights_of_foreign_files(tmp_path: Path, content: dict, name: str, zipped: bool) -> None:
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
     assert_equal_tensors(read_tensors(tmp_path / name), TENSORS)
+
+
+def test_the_entry_that_was_taken_is_told(tmp_path: Path) -> None:
+    torch.save({"model": OTHER, "model_ema": TENSORS}, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth").entry == "model_ema"
+    torch.save(TENSORS, tmp_path / "x.pth")
+    assert read_weights(tmp_path / "x.pth").entry == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><html>404</html>" + bytes(99), "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\x1f\x8b\x08" + bytes(99), "gzip-compressed"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_files_that_are_something_else_are_called_by_it(
+    tmp_path: Path, content: bytes, told: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name}: expected .*, got {told}"):
+        read_tensors(tmp_path / name)
+
+
+def test_a_refused_class_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": TENSORS, "args": nn.ReLU()}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=r"torch\.nn\.modules\.activation\.ReLU"):
+        read_tensors(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.pt", "x.safetensors"])
+@pytest.mark.timeout(20)
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for read in (load_weights, read_tensors, sha256_of):
+        with pytest.raises(InputError, match="expected a regular file, got a named pipe"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": "ab"},
+        {"classes": ["a"]},
+        {"classes": [1, 2]},
+        {"model": []},
+        {"model": {**DESCRIBED["model"], "num_classes": 1 << 40}},
+        {"model": {**DESCRIBED["model"], "num_classes": True}},
+        {"model": {**DESCRIBED["model"], "network": "torch.nn.Linear"}},
+        {"model": {**DESCRIBED["model"], "name": ["![x](http://x)"]}},
+        {"data": None},
+        {"data": {**DESCRIBED["data"], "source": {}}},
+        {"scores": {"val": {"top1": "<b>100</b>"}}},
+        {"scores": [1]},
+        {"step": "7"},
+        {"best": None},
+        {"scores": {"val": {"top1": True}}},
+        {"data": {**DESCRIBED["data"], "global_batch_size": 0}},
+        {"data": {**DESCRIBED["data"], "x": [[[0] * 100] * 100] * 100}},
+    ],
+)
+def test_descriptions_of_another_kind_are_refused(tmp_path: Path, change: dict) -> None:
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, state(**change))
+    with pytest.raises(InputError, match="expected the description of a network"):
+        load_weights(path)
+    save_weights(tmp_path / "x.safetensors", nn.Linear(3, 2), {**DESCRIBED, **change})
+    with pytest.raises(InputError, match="expected the description of a network"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "3", '"x"', "null"])
+def test_metadata_that_is_no_description(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(TENSORS, path, {"mobilenext": text})
+    with pytest.raises(InputError, match=r"expected (a|the) description of"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("network", [None, {}, {3: torch.zeros(1)}, {"a." * 99: torch.zeros(1)}])
+def test_checkpoints_without_weights(tmp_path: Path, network: object) -> None:
+    save_checkpoint(tmp_path / "x.pt", state(network=network))
+    with pytest.raises(InputError, match=r"x\.pt: expected a network's weights by name"):
+        load_weights(tmp_path / "x.pt")
+
+
+def test_integers_are_no_weights() -> None:
+    network = nn.Linear(3, 2)
+    quantised = {name: value.to(torch.int8) for name, value in network.state_dict().items()}
+    with pytest.raises(InputError, match=r"expected weight as torch\.float32, got torch\.int8"):
+        load_into(network, quantised, Path("x.pt"))
 
 
 def test_weights_of_foreign_safetensors(tmp_path: Path) -> None:
