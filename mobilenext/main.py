@@ -1,6 +1,7 @@
 """From the command line to a job: config, processes, run folder, failures."""
 
 import difflib
+import io
 import os
 import shlex
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +28,7 @@ from mobilenext.config import (
     RuntimeConfig,
     TrainConfig,
     fingerprint,
+    is_text,
     register,
     typed,
 )
@@ -69,11 +73,13 @@ def launch(job: Job, config_name: str, positional: str | None = None) -> None:
         config_name: Primary config in `configs/`.
         positional: Key of a list in it that gets the arguments without a `=`, paths for instance.
     """
-    obstacle = _obstacle()
-    if obstacle is not None:
-        show(obstacle)
-        raise SystemExit(1)
-    sys.argv[1:] = _keyed(sys.argv[1:], positional)
+    _escape_output()
+    try:
+        _check_start()
+        sys.argv[1:] = _spelled(_keyed(sys.argv[1:], positional), config_name)
+    except InputError as error:
+        show(error)
+        raise SystemExit(1) from None
     register()
     make_importable(CONFIG_DIR.parent)
     script = sys.argv[0]
@@ -116,25 +122,109 @@ def launch(job: Job, config_name: str, positional: str | None = None) -> None:
         raise SystemExit(1)
 
 
-def _obstacle() -> InputError | None:
-    """Why the command can't be run at all, if so."""
+def _escape_output() -> None:
+    """Print any text: names of files may be no UTF-8, and a terminal may know ASCII only."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _check_start() -> None:
+    """Raise `InputError` if the command can't be run at all."""
     if not CONFIG_DIR.is_dir():
-        return InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project")
-    try:
-        if {"-m", "--multirun"} & set(sys.argv[1:]):
-            refuse_sweep_under_torchrun()
-    except InputError as error:
-        return error
-    return None
+        raise InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project")
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        refuse_sweep_under_torchrun()
+
+
+TAKE_A_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package",
+                "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun")  # fmt: skip
+"""Hydra's flags whose value is the next argument."""
 
 
 def _keyed(arguments: list[str], key: str | None) -> list[str]:
-    """Arguments with the bare ones among them as one override, such as runs=["a","b"]."""
-    bare = [text for text in arguments if "=" not in text and text[:1] not in ("-", "+", "~")]
-    if key is None or not bare:
+    """Arguments with the bare ones among them as one override, such as runs=["a","b"].
+
+    Args:
+        arguments: As typed; one that exists as a path is a path, even with a `=` in it.
+        key: The list that takes them; None: there is none.
+
+    Raises:
+        InputError: There are bare arguments, and nothing takes them.
+    """
+    bare = []
+    for place, text in enumerate(arguments):
+        value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
+        path = "=" not in text or (key is not None and os.path.exists(text))
+        if path and not value and text[:1] not in ("-", "+", "~"):
+            bare.append(place)
+    if not bare:
         return arguments
-    quoted = ",".join('"' + text.replace('"', '\\"') + '"' for text in bare)
-    return [text for text in arguments if text not in bare] + [f"{key}=[{quoted}]"]
+    if key is None:
+        raise _stray(arguments, bare[0])
+    quoted = ",".join(_quoted(arguments[place]) for place in bare)
+    rest = [text for place, text in enumerate(arguments) if place not in bare]
+    return [*rest, f"{key}=[{quoted}]"]
+
+
+def _stray(arguments: list[str], place: int) -> InputError:
+    """About an argument that is no override: perhaps the rest of a path with a space in it."""
+    text = arguments[place]
+    before = arguments[place - 1] if place else ""
+    advice = f"for instance width={text}" if text.replace(".", "").isdigit() else "see --help"
+    if "=" in before and before[:1] != "-":
+        advice = f"quote a value with spaces: {shlex.quote(f'{before} {text}')}"
+    return InputError(f"argument {text!r}: expected key=value, got no key; {advice}")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _spelled(arguments: list[str], config_name: str) -> list[str]:
+    """Arguments whose texts stay as they were typed.
+
+    Hydra reads `output_dir=2024_10_01` as a number, which is then written without its underscores,
+    and takes `=`, parentheses or a comma in a path for its own grammar. Where the key holds text,
+    such values are quoted.
+    """
+    several = {"-m", "--multirun"} & set(arguments) or any(
+        text.startswith(("experiment=", "hydra.mode=")) for text in arguments
+    )
+    spelled = []
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        is_override = equals and value and not text.startswith("-")
+        if is_override and is_text(config_name, key.lstrip("+")):
+            text = f"{key}={_as_text(value, bool(several))}"
+        spelled.append(text)
+    return spelled
+
+
+def _as_text(value: str, several: bool) -> str:
+    """A value of a text key in Hydra's grammar.
+
+    Args:
+        value: As typed.
+        several: Whether commas separate the values of a sweep.
+    """
+    if value in ("null", "???") or value[0] in "'\"":
+        return value
+    inside = value[1:-1] if value[0] == "[" and value[-1] == "]" else None
+    if inside is not None or (several and "," in value):
+        parts = (value if inside is None else inside).split(",")
+        if any(mark in part for part in parts for mark in "'\"[]{}()"):
+            return value
+        joined = ",".join(_as_text(part, several=False) if part else part for part in parts)
+        return joined if inside is None else f"[{joined}]"
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={value}")
+        stays = not parsed.is_sweep_override() and not isinstance(
+            parsed.value(), int | float | list | dict
+        )
+    except HydraException:
+        stays = False
+    return value if stays or (several and "(" in value) else _quoted(value)
 
 
 def refuse_sweep_under_torchrun() -> None:

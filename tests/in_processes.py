@@ -57,5 +57,7 @@ if __name__ == "__main__":
             for step in range(4)
         ]
         results["agreed"].append(agreement.agreed())
+        # processes that may use the same cores divide them
+        results["cpus"] = process.gather(process.cpus)
     if process.is_main:
         print(json.dumps(results))  # noqa: T201

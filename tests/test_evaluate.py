@@ -8,6 +8,7 @@ import torch
 from mobilenext.data import DeviceBatches, eval_loader, eval_transform, synthetic
 from mobilenext.evaluate import score
 from mobilenext.runtime.checkpoint import save_checkpoint
+from mobilenext.runtime.cores import own_allowance, share
 from mobilenext.runtime.distributed import Process
 from tests.commands import REPO, run_command
 from tests.in_processes import LENGTHS, Pixels
@@ -82,6 +83,8 @@ def test_the_same_for_any_number_of_processes(scores_alone: dict[str, Any], proc
     """Also for splits with fewer images than processes."""
     together = in_processes(processes)
     assert together.pop("given up") is True
+    mine = own_allowance()
+    assert together.pop("cpus") == [share(mine, [mine] * processes)] * processes
     mean = (processes - 1) / 2
     assert together.pop("average") == [[mean, mean]] * processes
     assert together.pop("broadcast") == [[0, 0]] * processes

@@ -1,12 +1,20 @@
 """The command line, as a user meets it."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from mobilenext.config import is_text, register
+from mobilenext.errors import InputError
+from mobilenext.main import CONFIG_DIR, _keyed, _spelled
 from tests.commands import command, environment
 from tests.conftest import in_terminal
+
+register()
 
 SMALL = ("width=0.35", "data.global_batch_size=96")
 
@@ -38,6 +46,112 @@ def test_one_clear_error_and_nothing_written(
         assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def told(*arguments: str, job: str = "train", positional: str | None = None) -> Any:
+    """The config of a command line, not yet checked."""
+    overrides = _spelled(_keyed(list(arguments), positional), job)
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(job, overrides)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2024_10_01", "1e3", "0x10", "1.10", "007", "true", "nan", "runs/a=b", "/data/my photos",
+     "/data/photos (2)", "a,b", "C:/x", "~/x", "it's", 'a "b"', "[x", "{x}", "plain", "-1"],
+)  # fmt: skip
+def test_text_stays_as_it_was_typed(text: str) -> None:
+    config = told(f"output_dir={text}", f"data.root={text}", f"name={text}")
+    assert (config.output_dir, config.data.root, config.name) == (text, text, text)
+    config = told("checkpoint=x", f"++data.root={text}", job="evaluate")
+    assert config.data.root == text
+
+
+def test_what_is_no_text_is_read_as_before() -> None:
+    config = told("epochs=1_0", "width=1e-1", "data.root=null", "name='2024_10_01'")
+    assert (config.epochs, config.width, config.data.root) == (10, 0.1, None)
+    assert config.name == "2024_10_01"
+    assert told("name=${data.name}-x").name == "digits-x"
+
+
+def test_values_of_a_sweep_stay_several() -> None:
+    assert _spelled(["-m", "name=1_0,b,2_0"], "train") == ["-m", 'name="1_0",b,"2_0"']
+    assert _spelled(["experiment=x", "data.root=a,b"], "train") == ["experiment=x", "data.root=a,b"]
+    assert _spelled(["-m", "width=0.5,1"], "train") == ["-m", "width=0.5,1"]
+
+
+def test_lists_of_paths_stay_as_they_were_typed() -> None:
+    assert told("runs=[2024_10_01,b]", job="tables").runs == ["2024_10_01", "b"]
+    assert is_text("tables", "update")
+    assert not is_text("train", "data")
+    assert not is_text("train", "optimizer.lr")
+    assert not is_text("train", "data.nothing")
+
+
+def test_an_argument_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1,b").mkdir()
+    assert told("lr=0.1,b", "c", job="tables", positional="runs").runs == ["lr=0.1,b", "c"]
+    given = _keyed(["--config-dir", "x", "d", "output=e"], "runs")
+    assert given == ["--config-dir", "x", "output=e", 'runs=["d"]']
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.root=/my", "photos", "width=1"],
+         r"argument 'photos': expected key=value.*quote .*'data\.root=/my photos'"),
+        (["0.5"], r"for instance width=0\.5"),
+        (["mobilenext"], "see --help"),
+    ],
+)  # fmt: skip
+def test_arguments_without_a_key(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _keyed(arguments, None)
+
+
+def test_flags_keep_their_values() -> None:
+    for given in (["--config-name", "train"], ["-cd", "mine"], ["--cfg", "job"]):
+        assert _keyed(given, None) == given
+
+
+def test_the_home_folder_is_meant_in_all_paths(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = run("train.py", *SMALL, "epochs=1", "output_dir=~/1_0", env={"HOME": str(tmp_path)})
+    (result,) = (tmp_path / "1_0").rglob("result.json")
+    assert f"run folder: {tmp_path}/1_0/" in done.stdout
+    best = f"checkpoint=~/{result.parent.relative_to(tmp_path)}/best.pt"
+    for job, more in (("evaluate", ()), ("export", ("output=~/out put",))):
+        run(f"scripts/{job}.py", best, *more, env={"HOME": str(tmp_path)})
+    assert (tmp_path / "out put" / "README.md").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_names_that_are_no_text_and_terminals_that_know_little(
+    run, tmp_path: Path, photo_folder: Path
+) -> None:
+    """A folder, images, a damaged image and an output whose names are not UTF-8."""
+    root = tmp_path / os.fsdecode(b"b\xe4d")
+    photo_folder.rename(root)
+    for split in ("train", "val"):
+        sound = root / split / "flower" / "0.jpg"
+        sound.rename(sound.with_name(os.fsdecode(b"\xe4.jpg")))
+        (root / split / "flower" / os.fsdecode(b"\xff.jpg")).write_bytes(b"nothing")
+    ascii_only = {"env": {"PYTHONIOENCODING": "ascii"}, "before": int}  # of no server's encoding
+    arguments = ["data=imagefolder", f"data.root={root}", "data.global_batch_size=8",
+                 "data.image_size=32", "width=0.35", "epochs=1", "schedule=constant",
+                 "data.on_bad_image=skip", "data.max_bad_share=0.2"]  # fmt: skip
+    run("train.py", *arguments, **ascii_only)
+    assert "already finished" in run("train.py", *arguments).stdout
+    (run_folder,) = tmp_path.glob("runs/*/*")
+    assert r"b\xe4d/val/flower/\xff.jpg" in (run_folder / "unreadable.txt").read_text()
+    output = tmp_path / os.fsdecode(b"o\xe4t")
+    best = f"checkpoint={run_folder / 'best.pt'}"
+    run("scripts/evaluate.py", best)
+    run("scripts/export.py", best, f"output={output}")
+    assert (output / "README.md").read_text().startswith("---")
+    assert "\\xb1" in run("scripts/tables.py", **ascii_only).stdout
 
 
 def test_ranks_that_cannot_share_a_batch(run, tmp_path: Path) -> None:
@@ -113,7 +227,7 @@ def test_a_damaged_image_on_another_rank_is_named(run, tmp_path: Path, photo_fol
     for file in (photo_folder / "train" / "temple").glob("*.jpg"):
         file.write_bytes(file.read_bytes()[:3000])
     arguments = ["data=imagefolder", f"data.root={photo_folder}", "data.global_batch_size=2",
-                 "data.image_size=32", "data.workers=0", "width=0.35", "epochs=4",
+                 "data.image_size=64", "data.workers=0", "width=0.35", "epochs=4",
                  "schedule=constant"]  # fmt: skip
     done = run("train.py", *arguments, processes=2, ok=False)
     assert done.returncode == 1

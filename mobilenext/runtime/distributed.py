@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from torch.distributed import (
 )
 
 from mobilenext.errors import InputError, LostProcessError, Preempted, UserError
+from mobilenext.runtime.cores import own_allowance, share
 
 T = TypeVar("T")
 
@@ -33,20 +34,12 @@ class Process:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    local_world_size: int = 1
     timeout: timedelta = timedelta(minutes=30)
     """How long a collective waits for the others."""
     meeting: str = ""
     """Sets apart what this start of the job has in torchrun's store from that of earlier ones."""
-
-    @property
-    def cpus(self) -> int:
-        """Processor cores for this process: its share of those that the node's processes have."""
-        if hasattr(os, "sched_getaffinity"):
-            available = len(os.sched_getaffinity(0))
-        else:
-            available = os.cpu_count() or 1
-        return max(1, available // self.local_world_size)
+    cpus: int = field(default_factory=lambda: share(own_allowance(), [own_allowance()]))
+    """Processor cores for this process: its share of those that the job's processes have here."""
 
     @property
     def is_main(self) -> bool:
@@ -176,16 +169,15 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     timeout = timedelta(minutes=1.5 * timeout_minutes + 1)
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world_size == 1:
-        yield Process(chosen, rank, world_size, local_size, timeout)
+        yield Process(chosen, rank, world_size, timeout)
         return
     store, meeting = None, ""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         client = agent_store(timeout)
         meeting = _meet(client, rank, world_size, timeout)
         store = PrefixStore(meeting, client)
-    process = Process(chosen, rank, world_size, local_size, timeout, meeting)
+    process = Process(chosen, rank, world_size, timeout, meeting)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timeout,
@@ -195,7 +187,8 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         device_id=chosen if chosen.type == "cuda" else None,
     )
     try:
-        yield process
+        mine = own_allowance()
+        yield replace(process, cpus=share(mine, process.gather(mine)))
     except Preempted:
         dist.destroy_process_group()  # all ranks are here
         raise

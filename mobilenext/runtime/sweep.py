@@ -230,7 +230,13 @@ class Sweep:
             if here or elsewhere or not self.free:
                 self.waiting.append(job)
                 continue
-            self._start(job, self.free.pop(0))
+            slot = self.free.pop(0)
+            try:
+                self._start(job, slot)
+            except OSError as error:  # of its log, or no more processes can be had
+                self.free.append(slot)
+                job.state = "failed"
+                job.note = f"it could not be started with its log {job.log} ({error})"
 
     def _start(self, job: SweepJob, slot: Slot) -> None:
         job.attempts += 1
@@ -265,7 +271,7 @@ class Sweep:
             self.free.append(job.slot)
             self.looked_at = 0.0
             if code == 0:
-                job.state = "finished"
+                self._finish(job)
             elif stopping:
                 job.state = "preempted"
             elif _used_elsewhere(job):
@@ -276,6 +282,14 @@ class Sweep:
                 self.waiting.append(job)
             else:
                 job.state, job.note = "failed", f"{_ending(code)}: {_last_words(job.log)}"
+
+    @staticmethod
+    def _finish(job: SweepJob) -> None:
+        try:
+            _ = job.result  # which the summary will read
+            job.state = "finished"
+        except UserError as error:  # a result.json that is not JSON
+            job.state, job.note = "failed", str(error)
 
     def _stop(self, name: str) -> None:
         running = self._running
@@ -399,7 +413,11 @@ def _ending(code: int) -> str:
 
 def _last_words(log: Path) -> str:
     """The last error message of a log, or its last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace")[-8000:].splitlines()]
+    try:
+        text = log.read_text(errors="replace")
+    except OSError as error:
+        return f"its log can't be read ({error})"
+    lines = [line.strip() for line in text[-8000:].splitlines()]
     lines = [line for line in lines if line] or ["(it said nothing)"]
     errors = [line for line in lines if line.startswith("error")]
     return (errors or lines)[-1]

@@ -186,3 +186,36 @@ def test_many_lines_are_not_read(tmp_path: Path) -> None:
         folder.append_metrics({"kind": "train", "epoch": 1, "step": step, "loss": 0.5})
     rows = folder.newest_metrics(3)
     assert [row["step"] for row in rows] == [2997, 2998, 2999]
+
+
+def test_logs_that_cannot_be_written_fail_their_jobs_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [job(tmp_path, number, "pass") for number in range(3)]
+    (tmp_path / "a file").write_text("")
+    jobs[0].log = tmp_path / "a file" / "0.log"
+    jobs[1].log = tmp_path / "a folder"
+    jobs[1].log.mkdir()
+    assert Sweep(jobs, [Slot()]).run() is None
+    assert [one.state for one in jobs] == ["failed", "failed", "finished"]
+    assert "could not be started with its log" in jobs[0].note
+    assert Sweep.failures == ["n=0", "n=1"]
+    assert "1 finished, 2 failed" in capsys.readouterr().out
+
+
+def test_a_log_that_is_gone_ends_no_sweep(tmp_path: Path) -> None:
+    code = "import pathlib, sys; pathlib.Path(sys.argv[1]).unlink(); sys.exit(3)"
+    jobs = [job(tmp_path, 0, code, tmp_path / "logs" / "0.log"), job(tmp_path, 1, "pass")]
+    assert Sweep(jobs, [Slot()]).run() is None
+    assert [one.state for one in jobs] == ["failed", "finished"]
+    assert jobs[0].note.startswith("exit code 3: its log can't be read")
+
+
+def test_a_result_that_cannot_be_read_ends_no_sweep(tmp_path: Path) -> None:
+    code = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('{')"
+    folder = tmp_path / "run"
+    folder.mkdir()
+    jobs = [job(tmp_path, 0, code, folder / "result.json", folder=folder), job(tmp_path, 1, "pass")]
+    assert Sweep(jobs, [Slot()]).run() is None
+    assert [one.state for one in jobs] == ["failed", "finished"]
+    assert "is not JSON" in jobs[0].note

@@ -1,0 +1,113 @@
+"""Processor cores for a process: its share of what the processes of its machine may use.
+
+Two things limit them: the set of cores that a process may run on (its affinity, which SLURM or
+torchrun's `--numa-binding` may have narrowed to its own share already), and the time that a
+container's control group may use, which no affinity shows.
+"""
+
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What the system allows a process.
+
+    Attributes:
+        machine: Tells machines apart.
+        cores: Numbers of the cores that it may run on.
+        quotas: For each of its control groups that has one, which group it is and how many cores'
+            time the group may use.
+    """
+
+    machine: str
+    cores: frozenset[int]
+    quotas: tuple[tuple[str, float], ...] = ()
+
+
+def own_allowance() -> Allowance:
+    """What the system allows this process."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = frozenset(os.sched_getaffinity(0))
+    else:
+        cores = frozenset(range(os.cpu_count() or 1))
+    try:
+        machine = BOOT_ID.read_text().strip()
+    except OSError:
+        machine = socket.gethostname()
+    return Allowance(machine, cores, cpu_quotas())
+
+
+def share(mine: Allowance, everyones: Iterable[Allowance]) -> int:
+    """Cores for one process, at least 1.
+
+    Cores that several processes may run on are divided evenly, and so is a quota by the processes
+    that are in its group.
+
+    Args:
+        mine: Of that process.
+        everyones: Of all processes of the job, that one included.
+    """
+    here = [other for other in everyones if other.machine == mine.machine]
+    cores = sum(1 / sum(core in other.cores for other in here) for core in mine.cores)
+    for group, quota in mine.quotas:
+        users = sum(any(name == group for name, _ in other.quotas) for other in here)
+        cores = min(cores, quota / users)
+    return max(1, int(cores + 1e-6))
+
+
+def cpu_quotas(
+    cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP
+) -> tuple[tuple[str, float], ...]:
+    """The CPU quotas of this process's control groups, of versions 1 and 2, its ancestors' too.
+
+    Args:
+        cgroups: Where the groups are mounted.
+        membership: The kernel's list of the process's groups.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return ()
+    found: dict[str, float] = {}
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mounted in _mounts(cgroups, controllers):
+            for group in _with_ancestors(mounted, path):
+                quota = _quota(group)
+                if quota is not None:
+                    # Containers call different groups by the same path.
+                    found[f"{socket.gethostname()}:{group}"] = quota
+    return tuple(sorted(found.items()))
+
+
+def _mounts(cgroups: Path, controllers: str) -> list[Path]:
+    if not controllers:  # version 2, perhaps beside version 1
+        return [cgroups, cgroups / "unified"]
+    return [cgroups / controllers, cgroups / "cpu"]
+
+
+def _with_ancestors(mounted: Path, path: str) -> list[Path]:
+    """A group's folder and those above it; in a container its own group is mounted as the root."""
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    return [mounted.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _quota(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").is_file():
+            limit, period = (group / "cpu.max").read_text().split()
+        else:
+            limit = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        return int(limit) / int(period) if limit.isdigit() and int(limit) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
