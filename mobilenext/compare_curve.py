@@ -11,8 +11,8 @@ import yaml
 
 from mobilenext.config import CompareCurveConfig
 from mobilenext.errors import InputError
+from mobilenext.files import write_atomically
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import (

@@ -19,22 +19,28 @@ from mobilenext.config import (
 from mobilenext.data import DeviceBatches, ImageData, Loader, eval_loader, eval_transform
 from mobilenext.errors import InputError
 from mobilenext.files import printable
+from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.checkpoint import load_into, load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
+from mobilenext.seeding import generator
 from mobilenext.targets import (
     DATA_SOURCES,
     STORED_NETWORKS,
     STORED_SOURCES,
     allocating_at_most,
     build,
+    confined,
 )
 
 SLACK = 1 << 24
 """Values that building a network may need beside those of its weights, for tables of indices."""
+
+MOST_MADDS, MOST_VALUES = 2 * 10**12, 1 << 31
+"""Bounds for an image's multiply-adds and for the values of a batch in one layer (8 GB)."""
 
 OF_EVALUATION = ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std")
 """What data config says of how images are evaluated."""
@@ -60,11 +66,12 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
     data = evaluation_data(described["data"], config.data)
     images = images_of(config, data)
     if list(images.classes) != described["classes"]:
+        known = printable(", ".join(described["classes"][:3])[:200])
         raise InputError(
-            f"{path} knows {len(described['classes'])} classes "
-            f"({printable(', '.join(described['classes'][:3]))}, ...), data={printable(data.name)} "
-            f"has {len(images.classes)} ({', '.join(images.classes[:3])}, ...): expected the same; "
-            "choose the data that the network was trained for"
+            f"{path} knows {len(described['classes'])} classes ({known}, ...), "
+            f"data={printable(data.name)} has {len(images.classes)} "
+            f"({', '.join(images.classes[:3])}, ...): expected the same; choose the data that the "
+            "network was trained for"
         )
     for note in images.notes:
         say(f"note: {note}", process)
@@ -76,7 +83,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
                 process,
             )
     model = described["model"]
-    network = rebuilt(model, tensors, path, data.eval_size).to(process.device)
+    network = rebuilt(model, tensors, path, data.eval_size, data.eval_batch_size).to(process.device)
 
     loader = validation_loader(data, images, process)
     to_device = DeviceBatches(data.mean, data.std, process.device, config.runtime.channels_last)
@@ -107,7 +114,7 @@ def evaluate(config: EvaluateConfig, process: Process, folder: RunFolder) -> dic
 
 
 def rebuilt(
-    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
 ) -> nn.Module:
     """The network that a checkpoint describes, with its weights.
 
@@ -116,6 +123,7 @@ def rebuilt(
         tensors: By name.
         path: Where they come from, for the error.
         image_size: Height and width of the images that it is for, in pixels.
+        batch: Images of one forward pass.
 
     Raises:
         InputError: The checkpoint asks for something else than a network, its weights don't fit, or
@@ -133,18 +141,34 @@ def rebuilt(
             f"{type(network).__name__}"
         )
     load_into(network, tensors, path)
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(2, 3, image_size, image_size))
-        if not isinstance(logits, Tensor) or logits.shape != (2, model["num_classes"]):
-            raise ValueError(f"it gives a {type(logits).__name__}, expected logits")
-    except Exception as error:  # networks have no type for it
-        raise InputError(
-            f"{printable(path)}: its network does not take images of {image_size} x {image_size} "
-            f"pixels: {str(error).splitlines()[:1] or type(error).__name__}"
-        ) from error
+    _try_images(network.eval(), model["num_classes"], image_size, batch, printable(path))
     return network
+
+
+def _try_images(network: nn.Module, classes: int, image_size: int, batch: int, place: str) -> None:
+    """Raise `InputError` unless a network makes logits of images, at a cost that can be meant."""
+    images = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
+    try:
+        cost = measure_complexity(network, image_size)
+        values = cost.largest * batch
+        if cost.madds > MOST_MADDS or values > MOST_VALUES:
+            raise ValueError(
+                f"it takes {cost.madds:,} MAdds for an image, and {values:,} values in one layer "
+                f"for a batch of {batch}; expected at most {MOST_MADDS:,} and {MOST_VALUES:,} "
+                "(data.eval_batch_size is the size of the batch)"
+            )
+        with torch.no_grad(), confined():
+            logits = network(images)
+        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+            raise ValueError(f"it gives a {type(logits).__name__}, expected logits")
+        if not logits.isfinite().all():
+            raise ValueError("its logits are not finite")
+    except Exception as error:  # networks have no type for it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
+            f"{reason}"
+        ) from error
 
 
 def images_of(config: EvaluateConfig, data: DataConfig) -> ImageData:

@@ -32,19 +32,23 @@ from torch import Tensor, nn
 from mobilenext.config import DataConfig, ExportConfig, from_plain
 from mobilenext.errors import InputError
 from mobilenext.evaluate import rebuilt
-from mobilenext.files import printable, read_text
+from mobilenext.files import printable, read_text, write_atomically
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.plain import check_plain
-from mobilenext.runtime.checkpoint import check_description, load_checkpoint, load_weights
+from mobilenext.runtime.checkpoint import (
+    check_description,
+    checked_tensors,
+    load_checkpoint,
+    load_weights,
+)
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import git_commit, versions
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.seeding import generator
 
-MOST_CONFIG = 1 << 20
+MOST_CONFIG = 1 << 16
 """Bytes of a run's config.yaml."""
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
@@ -60,6 +64,9 @@ TIMM_NAMES = {
 
 NO_KNOBS = ("width_mult", "identity_tensor_multiplier", "strides")
 """Arguments of `mobilenext.models.timm_model` that have to be at rest; timm does not get them."""
+
+OF_CHECKPOINTS = ("network", "ema", "scores", "best", "step", "epoch")
+"""Entries of a checkpoint that the card is made of."""
 
 OF_OTHER_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
                     "cache_dir")  # fmt: skip
@@ -127,7 +134,8 @@ def export(config: ExportConfig, process: Process, folder: RunFolder) -> dict[st
         cost = measure_complexity(network, trained.data.eval_size)
         try:
             card = model_card(config, trained, entry, cost, output.resolve().name)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
+                ValueError) as error:  # fmt: skip
             raise InputError(
                 f"{trained.path}: what it and the files beside it say is not as training "
                 f"writes it ({type(error).__name__}: {error}); move config.yaml and result.json "
@@ -198,8 +206,14 @@ def read_trained(path: Path) -> Trained:
     else:
         described = load_checkpoint(path)
         check_description(described, path)
+        missing = [key for key in OF_CHECKPOINTS if key not in described]
+        if missing or not {"step", "epoch"} <= described["best"].keys():
+            raise InputError(
+                f"{printable(path)}: expected a checkpoint of training, got one without "
+                f"{', '.join(missing) or 'its best epoch'}"
+            )
         averaged = described["ema"] is not None
-        tensors = described["ema"] if averaged else described["network"]
+        tensors = checked_tensors(described["ema" if averaged else "network"], path)
         scores = described["scores"] if _evaluated(described) else {}
     config, result = _of_the_run(path, described)
     epochs = config.get("epochs")
@@ -210,12 +224,13 @@ def read_trained(path: Path) -> Trained:
         if not _evaluated(described):
             when += f", and a part of the next one (step {described['step']:,})"
     best = described.get("best", {})
+    data = from_plain(DataConfig, described["data"])
     return Trained(
         path=path,
         tensors=tensors,
         model=described["model"],
         classes=list(described["classes"]),
-        data=from_plain(DataConfig, described["data"]),
+        data=data,
         averaged=averaged,
         scores=scores.get("ema" if averaged else "val"),
         when=when,
@@ -228,7 +243,7 @@ def read_trained(path: Path) -> Trained:
 
 def _evaluated(state: dict[str, Any]) -> bool:
     """Whether a checkpoint's scores are those of its weights: it may be from within an epoch."""
-    steps = state.get("train_images", 0) // state["data"]["global_batch_size"]
+    steps = state.get("train_images", 0) // state["data"].get("global_batch_size", 1)
     return state["step"] in (state["best"]["step"], state["epoch"] * steps)
 
 
@@ -283,13 +298,15 @@ def timm_entry(network: dict[str, Any]) -> TimmEntry | None:
         network: `_target_` and arguments, plain values.
     """
     arguments = {
-        key: value for key, value in network.items() if key != "_target_" and value is not None
+        key: value
+        for key, value in network.items()
+        if key not in ("_target_", "_partial_", "num_classes") and value is not None
     }
     target = str(network["_target_"])
     package, _, name = target.rpartition(".")
     ours = package.startswith("mobilenext.models")
     if target == "timm.create_model" or (ours and name == "timm_model"):
-        left_out = (*OF_OTHER_WEIGHTS, *(NO_KNOBS if ours else ()))
+        left_out = (*OF_OTHER_WEIGHTS, *NO_KNOBS)
         model_name = str(arguments.pop("model_name")).split(".")[0]  # without the tag of weights
         kept = {key: value for key, value in arguments.items() if key not in left_out}
         return TimmEntry(model_name, kept) if timm.is_model(model_name) else None
@@ -700,7 +717,7 @@ def _table(rows: Rows) -> str:
 def _cell(text: str) -> str:
     """A text as a cell of a table; a backslash before a pipe would undo the pipe's escape."""
     text = re.sub(r"\s+", " ", text)
-    return re.sub(r"\\(?=\\*\|)", "\\\\ ", text).replace("|", r"\|")
+    return re.sub(r"(?<!\\)(\\*)\|", lambda found: found[1].replace("\\", "\\ ") + r"\|", text)
 
 
 def _code(lines: list[str], language: str = "python") -> str:
@@ -709,7 +726,7 @@ def _code(lines: list[str], language: str = "python") -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-PLAIN = re.compile(r"(?!www\.)\w+(?:[ .,+/:-] ?\w+)*", re.ASCII)
+PLAIN = re.compile(r"(?!.*www\.)(?!\d+[.)] )\w+(?:[ .,+/:-] ?\w+)*", re.ASCII)
 """Text in which Markdown finds nothing: no links, images, HTML or emphasis."""
 
 

@@ -1,12 +1,15 @@
-"""Reading files that come from anywhere: only regular ones, by names that can be printed.
+"""Files: reading those that come from anywhere, writing ours so that they are whole or not there.
 
-A leaf that every room may import.
+Only regular files are read, by names that can be printed. A leaf that every room may import.
 """
 
 import io
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from mobilenext.errors import InputError
 
@@ -136,6 +139,72 @@ def what_is(head: bytes) -> str | None:
     if start.startswith(HTML):
         return "a web page or other XML"
     return next((name for magic, name in SIGNATURES if head.startswith(magic)), None)
+
+
+def write_atomically(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    before_rename: Callable[[Path], object] | None = None,
+    shared: bool = False,
+) -> None:
+    """Write a temporary file beside `path`, flush it to the disk and rename it.
+
+    A reader sees the old content or the new one, also after a power cut; if anything fails, the old
+    one stays and the temporary file goes.
+
+    Args:
+        path: The file to write or replace.
+        write: Writes the content.
+        before_rename: Called with the temporary file when it is on the disk.
+        shared: Whether several processes may write this file at once. Each then has a temporary
+            file of its own, which stays if the process is killed; else the next one replaces it.
+    """
+    temporary = path.with_name(f".{path.name}.{f'{os.getpid()}.' if shared else ''}tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            flush(file)
+        if before_rename is not None:
+            before_rename(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """Make `path` a second name of the file `source`, replacing what had that name.
+
+    A copy, where the file system knows no hard links.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with source.open("rb") as file:
+            write_atomically(path, lambda copy: shutil.copyfileobj(file, copy))
+        return
+    temporary.replace(path)
+    flush_folder(path.parent)
+
+
+def flush(file: BinaryIO) -> None:
+    """Bring a file's content to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_mode(path: Path, mode: int) -> None:

@@ -31,10 +31,10 @@ from mobilenext.data import DeviceBatches, ImageData, eval_transform
 from mobilenext.data.decoders import Decoder, Order, open_decoder
 from mobilenext.errors import InputError
 from mobilenext.evaluate import OF_EVALUATION, rebuilt
+from mobilenext.files import write_atomically
 from mobilenext.runtime.checkpoint import load_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.environment import provenance
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.run_folder import RunFolder
@@ -219,7 +219,7 @@ def _restored(run: str, config: GradientsConfig, images: ImageData, process: Pro
         here, there = getattr(config.data, key), getattr(trained_on, key)
         if here != there:
             say(f"note: data.{key}={here}, while {path} was evaluated with {there}")
-    network = rebuilt(described["model"], tensors, path, config.data.eval_size)
+    network = rebuilt(described["model"], tensors, path, config.data.eval_size, CHUNK)
     return _Run(run, path, network.to(process.device).eval())
 
 

@@ -29,10 +29,10 @@ from mobilenext.data.loader import Batch
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.data.sources import SyntheticImages
 from mobilenext.errors import InputError
+from mobilenext.files import write_atomically
 from mobilenext.optim import weight_decay_groups
 from mobilenext.prepare_imagenet import Recipe, _store
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.precision import Precision
 from mobilenext.runtime.run_folder import RunFolder

@@ -33,6 +33,7 @@ from mobilenext.config import (
     typed,
 )
 from mobilenext.errors import InputError, Preempted, UserError
+from mobilenext.files import printable
 from mobilenext.runtime.backend import configure_torch
 from mobilenext.runtime.distributed import (
     Process,
@@ -289,7 +290,8 @@ def show(error: UserError) -> None:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     where = "" if rank == "0" else f" [rank {rank}]"
-    sys.stderr.write(f"error{where}: {error}\n")
+    message = "\n".join(printable(line) for line in str(error).split("\n"))
+    sys.stderr.write(f"error{where}: {message}\n")
     sys.stderr.flush()
 
 

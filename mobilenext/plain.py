@@ -10,6 +10,8 @@ from mobilenext.errors import InputError
 MOST_LEVELS = 32
 MOST_VALUES = 100_000
 MOST_CHARACTERS = 10_000
+MOST_TEXT = 1_000_000
+"""Characters of all texts together."""
 SEVERAL = (dict, list, tuple)
 
 
@@ -26,7 +28,7 @@ def check_plain(value: Any, what: str, where: str = "") -> None:
         where: The file, for the message.
     """
     what = f"{where}: expected {what}" if where else f"expected {what}"
-    visits = 0
+    visits = characters = 0
     ahead: list[tuple[Any, int]] = [(value, 0)]
     while ahead:
         item, level = ahead.pop()
@@ -44,6 +46,9 @@ def check_plain(value: Any, what: str, where: str = "") -> None:
             ahead.extend((inner, level + 1) for inner in item)
         else:
             _check_one(item, what)
+            characters += len(item) if isinstance(item, str) else 0
+            if characters > MOST_TEXT:
+                raise InputError(f"{what}, got one of more than {MOST_TEXT:,} characters")
 
 
 def _check_one(item: Any, what: str) -> None:

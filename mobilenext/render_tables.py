@@ -8,9 +8,9 @@ import torch
 
 from mobilenext.config import ModelConfig, TablesConfig
 from mobilenext.errors import InputError
+from mobilenext.files import write_atomically
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import (

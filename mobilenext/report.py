@@ -5,8 +5,8 @@ from typing import Any
 
 from mobilenext.config import ReportConfig
 from mobilenext.errors import InputError
+from mobilenext.files import write_atomically
 from mobilenext.runtime.distributed import Process
-from mobilenext.runtime.files import write_atomically
 from mobilenext.runtime.monitor import say
 from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.tables import measured_results, read_results

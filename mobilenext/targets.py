@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -156,6 +156,8 @@ class Table:
     """What these are, for messages."""
     of_files: bool = False
     """Whether nodes come out of a file that anybody may have written."""
+    confined: bool = False
+    """Whether what they build has no need to read classes, connect or write; see `confined`."""
 
 
 COMMAND_LINE = Table(
@@ -169,6 +171,7 @@ STORED_NETWORKS = Table(
     "in a file a network or block of mobilenext.models, torchvision.models or timm, or a norm, an "
     "activation or the like of torch.nn, timm.layers or torchvision.ops",
     of_files=True,
+    confined=True,
 )
 DATA_SOURCES = Table(SOURCES, "a data source of mobilenext.data")
 STORED_SOURCES = Table(SOURCES, DATA_SOURCES.expected, of_files=True)
@@ -194,7 +197,7 @@ def build(node: dict[str, Any], table: Table = COMMAND_LINE, **arguments: Any) -
         return _build(node, table, arguments)
     check_plain(node, "the arguments of a network")
     _check_bounds(node)
-    with _confined():
+    with confined() if table.confined else nullcontext():
         return _build(node, table, arguments)
 
 
@@ -344,26 +347,29 @@ def _check_bounds(value: Any, key: str = "") -> None:
 
 
 FORBIDDEN_EVENTS = frozenset(
-    {"os.exec", "os.fork", "os.posix_spawn", "os.remove", "os.rename", "os.spawn", "os.system",
-     "pickle.find_class", "shutil.rmtree", "socket.connect", "subprocess.Popen", "urllib.Request"}
+    {"os.chmod", "os.exec", "os.fork", "os.link", "os.mkdir", "os.posix_spawn", "os.remove",
+     "os.rename", "os.rmdir", "os.spawn", "os.symlink", "os.system", "os.truncate",
+     "pickle.find_class", "shutil.rmtree", "socket.bind", "socket.connect", "socket.getaddrinfo",
+     "subprocess.Popen", "urllib.Request"}
 )  # fmt: skip
 _confinement = threading.local()
 
 
 @contextmanager
-def _confined() -> Iterator[None]:
+def confined() -> Iterator[None]:
     """A second wall behind the table: this thread may not do inside what no network needs.
 
     Python tells audit hooks of programs that are started, connections, classes that are unpickled
     and files that are opened for writing.
     """
     _install_audit()
-    before = getattr(_confinement, "active", False)
-    _confinement.active = True
+    before = getattr(_confinement, "active", False), sys.dont_write_bytecode
+    # A module that is imported inside is compiled, and would be written beside its source.
+    _confinement.active, sys.dont_write_bytecode = True, True
     try:
         yield
     finally:
-        _confinement.active = before
+        _confinement.active, sys.dont_write_bytecode = before
 
 
 @functools.cache

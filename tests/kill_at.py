@@ -16,8 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mobilenext.evaluate as evaluation
+import mobilenext.files as files
 import mobilenext.runtime.checkpoint as checkpoint
-import mobilenext.runtime.files as files
 import mobilenext.train as training
 from mobilenext.main import launch
 

@@ -310,6 +310,34 @@ def test_what_lies_beside_and_is_no_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("key", ["network", "ema", "scores", "best", "step", "epoch"])
+def test_checkpoints_that_lack_something(trained: Path, tmp_path: Path, key: str) -> None:
+    state = load_checkpoint(trained / "best.pt")
+    del state[key]
+    save_checkpoint(tmp_path / "best.pt", state)
+    with pytest.raises(InputError, match=rf"best\.pt: expected .*without {key}"):
+        exported(tmp_path / "best.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: torch.zeros((), dtype=value.dtype).expand(value.shape), "that no network"),
+        (lambda value: value.to_sparse(), "that no network has"),
+        (lambda value: value * float("nan"), "expected finite numbers"),
+    ],
+)
+def test_tensors_that_are_no_weights(
+    trained: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    state = load_checkpoint(trained / "best.pt")
+    name = "classifier.1.weight"
+    state["ema"] = {**state["ema"], name: change(state["ema"][name])}
+    save_checkpoint(tmp_path / "best.pt", state)
+    with pytest.raises(InputError, match=message):
+        exported(tmp_path / "best.pt", tmp_path / "out")
+
+
 def test_given_weights_and_places(trained: Path, tmp_path: Path) -> None:
     """A card goes to the public: it names files, and does not say where they lie."""
     state = load_checkpoint(trained / "last.pt")
@@ -638,6 +666,7 @@ EVIL = (
     "![x](http://evil.example/x.png)", "<img src=http://evil.example>", "[a](http://evil.example)",
     "http://evil.example", "www.evil.example", "a\n\n# Heading", "a | b", "`code` <b>", "```\n# x",
     "_emphasis_", "**bold**", "![x](http://evil.example)\\|", "<b>\\\\|", "| <b>",
+    "see www.evil.example", "1. a list", "\\" * 900 + "|",
     "<!-- -->", "a@evil.example", "\u202eevil", "",
 )  # fmt: skip
 

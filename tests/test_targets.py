@@ -129,7 +129,7 @@ def evil_nodes(folder: Path, marker: Path) -> dict[str, dict[str, Any]]:
             "_target_": "torch.nn.Identity",
             "x": {"_target_": "torch.nn.ParameterDict", "parameters": {"forward": 1}},
         },
-        "our writer": {**TINY, "block": {"_target_": "mobilenext.data.pack.write_whole",
+        "our writer": {**TINY, "block": {"_target_": "mobilenext.data.pack._write",
                                          "path": str(marker), "content": "x"}},
         "a hook for all modules": {
             **TINY,
@@ -351,7 +351,7 @@ def test_a_confined_thread_may_not_do_what_no_network_needs(tmp_path: Path) -> N
                 subprocess.run(["true"], check=False)
 
     for how in ("write", "unpickle", "run"):
-        with pytest.raises(InputError, match="what no network needs"), targets._confined():
+        with pytest.raises(InputError, match="what no network needs"), targets.confined():
             Writer(how)
         Writer(how)  # elsewhere it may
     assert (tmp_path / "x").exists()
@@ -372,6 +372,43 @@ def test_tensors_that_the_file_does_not_have_in_full(tmp_path: Path, tensor: tor
     for read in (load_weights, read_tensors):
         with pytest.raises(InputError, match=r"got one that no network has: features\.x\.weight"):
             read(tmp_path / "x.pt")
+
+
+def test_a_stored_network_may_not_cost_much_more_than_its_weights() -> None:
+    stage = {"_target_": "mobilenext.models.Stage", "reduction_ratio": 8, "channels": 64,
+             "repeats": 1, "stride": 1, "first_block": "last"}  # fmt: skip
+    node = {"_target_": MOBILENEXT, "width_mult": 0.25, "strides": [1], "stages": [stage]}
+    network = build(node, num_classes=2)
+    model = {"network": node, "num_classes": 2}
+    with pytest.raises(InputError, match=r"values in one layer for a batch of 1024"):
+        rebuilt(model, network.state_dict(), Path("x.pt"), 512, 1024)
+    assert rebuilt(model, network.state_dict(), Path("x.pt"), 64, 64) is not None
+
+
+def test_sources_of_a_checkpoint_may_read_what_they_need(tmp_path: Path) -> None:
+    """CIFAR-10's batches are pickles; and modules that are imported for them may be compiled."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
+    source = {"_target_": "mobilenext.data.cifar10", "root": str(tmp_path)}
+    with pytest.raises(InputError, match=r"expected CIFAR-10 in .*(not found|corrupted)"):
+        build(source, STORED_SOURCES)  # torchvision has looked at it, and not we refused
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            module = tmp_path / "lazily_imported.py"
+            module.write_text("x = 1")
+
+    with pytest.raises(InputError, match="what no network needs"), targets.confined():
+        Reads()
+    (tmp_path / "lazily_imported.py").write_text("x = 1")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with targets.confined():
+            importlib.import_module("lazily_imported")
+    finally:
+        sys.path.remove(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ import PIL.Image
 
 from mobilenext.data import native
 from mobilenext.data.encoded import ITEM, Located
-from mobilenext.data.pack import write_whole
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.data.sources import (
     EXTENSIONS,
@@ -35,7 +34,14 @@ from mobilenext.data.sources import (
 )
 from mobilenext.data.stored import Names, StoredImages
 from mobilenext.errors import InputError
-from mobilenext.files import check_regular, open_regular, printable, read_text, what_is
+from mobilenext.files import (
+    check_regular,
+    open_regular,
+    printable,
+    read_text,
+    what_is,
+    write_atomically,
+)
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -199,7 +205,7 @@ def _cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
-        write_whole(path, content.getvalue())
+        write_atomically(path, lambda file: file.write(content.getbuffer()), shared=True)
     return arrays
 
 

@@ -21,7 +21,16 @@ from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.sources import ImageData, check_class_names, some
 from mobilenext.data.stored import Names, StoredImages
 from mobilenext.errors import InputError
-from mobilenext.files import open_regular, printable, read_regular, read_text, what_is
+from mobilenext.files import (
+    flush,
+    flush_folder,
+    open_regular,
+    printable,
+    read_regular,
+    read_text,
+    what_is,
+    write_atomically,
+)
 
 FORMAT, VERSION = "mobilenext-pack", 1
 SPLITS = ("train", "val")
@@ -407,10 +416,10 @@ class PackWriter:
             rows = np.concatenate([np.zeros(0, INDEX), *self._rows])
             with path.open("wb") as file:
                 np.savez(file, rows=rows, text=names.text, ends=names.ends)
-                _flush(file)
+                flush(file)
             # Else a power cut could leave the line in the journal without the files it speaks of.
             for folder in (self.root, self.work):
-                _flush_folder(folder)
+                flush_folder(folder)
             part = {"split": split, "shard": self._shard, "end": self._end, "note": note}
             self._append(part)
             self.parts[split].append(part)
@@ -436,9 +445,9 @@ class PackWriter:
                         f"output={printable(self.root)}: expected images in {split}, got none that "
                         "can be read; fix the source"
                     )
-            write_whole(self.root / REPORT, _json(report, indent=1) + b"\n")
+            _write(self.root / REPORT, _json(report, indent=1) + b"\n")
             described = _with_checksum({**self.described, "splits": splits})
-            write_whole(self.root / DESCRIPTION, _json(described, indent=1))
+            _write(self.root / DESCRIPTION, _json(described, indent=1))
             shutil.rmtree(self.work)
 
     def close(self) -> None:
@@ -481,7 +490,7 @@ class PackWriter:
             path = self.root / f"{split}-{name}.npy"
             with path.open("wb") as file:
                 np.save(file, array)
-                _flush(file)
+                flush(file)
             checksums[path.name] = zlib.crc32(path.read_bytes())
         count = parts[-1]["shard"] + 1 if parts else 0
         names = [_shard_name(split, number) for number in range(count)]
@@ -570,14 +579,14 @@ class PackWriter:
 
     def _close(self) -> None:
         if self._file is not None:
-            _flush(self._file)
+            flush(self._file)
             self._file.close()
             self._file = None
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.journal.open("ab") as file:
             file.write(_json(_with_checksum(line)) + b"\n")
-            _flush(file)
+            flush(file)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -591,17 +600,8 @@ class PackWriter:
             ) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or not there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            _flush(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
@@ -613,22 +613,6 @@ def _with_checksum(value: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(_json({key: value[key] for key in value if key != CHECKSUM}))
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return {**plain, CHECKSUM: zlib.crc32(canonical.encode())}
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _shard_name(split: str, number: int) -> str:

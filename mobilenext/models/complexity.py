@@ -34,6 +34,8 @@ class Complexity:
     madds: int
     activations: int
     stages: tuple[StageCost, ...]
+    largest: int = 0
+    """Elements of the largest output of a module."""
 
 
 def measure_complexity(network: nn.Module, image_size: int = 224) -> Complexity:
@@ -46,10 +48,13 @@ def measure_complexity(network: nn.Module, image_size: int = 224) -> Complexity:
     network = copy.deepcopy(network).to("meta").eval()
     activations: dict[str, int] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    largest = 0
 
     def record(name: str, counted: bool):
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            nonlocal largest
             if isinstance(output, Tensor):
+                largest = max(largest, output.numel())
                 shapes[name] = tuple(output.shape[1:])
                 if counted:
                     activations[name] = activations.get(name, 0) + output.numel()
@@ -87,6 +92,7 @@ def measure_complexity(network: nn.Module, image_size: int = 224) -> Complexity:
         madds=madds.get(root, 0),
         activations=sum(activations.values()),
         stages=tuple(stage_cost(*stage) for stage in _stages(network, shapes)),
+        largest=largest,
     )
 
 

@@ -17,6 +17,7 @@ import pickle
 import re
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,15 @@ import torch
 from torch import nn
 
 from mobilenext.errors import DamagedFileError, InputError
-from mobilenext.files import open_regular, printable, read_regular, what_is
+from mobilenext.files import (
+    link_atomically,
+    open_regular,
+    printable,
+    read_regular,
+    what_is,
+    write_atomically,
+)
 from mobilenext.plain import check_plain
-from mobilenext.runtime.files import link_atomically, write_atomically
 
 FORMAT = 2
 SEAL = b"sha256:"
@@ -42,8 +49,8 @@ ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model
 others' names; the first entry that has weights counts."""
 
 MOST_CLASSES = 1 << 20
-MOST_NAME, MOST_DOTS = 1_000, 64
-"""Characters and levels of a tensor's name."""
+MOST_NAME, MOST_DOTS, MOST_NAMES = 1_000, 64, 1 << 24
+"""Characters of a tensor's or a class's name, levels of a tensor's, characters of all classes'."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,7 @@ def _unpickled(content: bytes, path: Path, expected: str, allowed: Sequence[type
         InputError: It holds something else, or can't be read.
     """
     try:
+        _check_stored(content)
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             warnings.simplefilter("ignore")  # guesses about foreign files
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -240,6 +248,14 @@ def _unpickled(content: bytes, path: Path, expected: str, allowed: Sequence[type
         raise InputError(
             f"{printable(path)}: expected {expected}, {_unreadable(content, error)}"
         ) from error
+
+
+def _check_stored(content: bytes) -> None:
+    """Raise `ValueError` for an archive with compressed parts, which torch.save never writes."""
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("its parts are compressed, unlike those that torch.save writes")
 
 
 def _unreadable(content: bytes, error: Exception) -> str:
@@ -345,7 +361,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         state = load_checkpoint(path)
         check_description(state, path)
         description = {key: state[key] for key in ("model", "classes", "data")}
-        return _checked(state.get("ema") or state.get("network"), path), description
+        return checked_tensors(state.get("ema") or state.get("network"), path), description
     tensors, metadata = _read_safetensors(path)
     if "mobilenext" not in metadata:
         raise InputError(
@@ -360,7 +376,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"could not read it ({error})"
         ) from error
     check_description(described, path)
-    return _checked(tensors, path), described
+    return checked_tensors(tensors, path), described
 
 
 def check_description(described: Any, path: Path) -> None:
@@ -405,7 +421,11 @@ def check_description(described: Any, path: Path) -> None:
 
 
 def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+    return (
+        isinstance(values, list)
+        and all(isinstance(value, str) and len(value) <= MOST_NAME for value in values)
+        and sum(map(len, values)) <= MOST_NAMES
+    )
 
 
 def _are_numbers(values: Any) -> bool:
@@ -456,16 +476,20 @@ def read_weights(path: Path) -> GivenWeights:
             state = load_checkpoint(path)
             averaged = state.get("ema") is not None
             stored = state["ema"] if averaged else state.get("network")
-            return GivenWeights(_checked(stored, path), "ema" if averaged else "")
+            return GivenWeights(checked_tensors(stored, path), "ema" if averaged else "")
         stored = _unpickled(content, path, "a network's weights", [argparse.Namespace])
     for key in ENTRIES:
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            return GivenWeights(_checked(stored[key], path), key)
-    return GivenWeights(_checked(stored, path), "")
+            return GivenWeights(checked_tensors(stored[key], path), key)
+    return GivenWeights(checked_tensors(stored, path), "")
 
 
-def _checked(stored: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The same, if they are tensors by name.
+def checked_tensors(stored: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The same, if they are tensors by name that the file has in full.
+
+    Args:
+        stored: What a file has in place of a state dict.
+        path: The file, for the message.
 
     Raises:
         InputError: They are not.
@@ -489,7 +513,9 @@ def _check_tensor(name: str, value: torch.Tensor, path: Path) -> None:
     One that repeats a few bytes, or that has none, would fill the memory once it is copied.
     """
     whole = (
-        value.layout == torch.strided
+        type(value) in (torch.Tensor, nn.Parameter)
+        and not value.is_nested
+        and value.layout == torch.strided
         and value.device.type == "cpu"
         and not value.is_quantized
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()

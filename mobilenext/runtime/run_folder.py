@@ -28,8 +28,7 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
     fcntl = None
 
 from mobilenext.errors import InputError
-from mobilenext.files import read_text
-from mobilenext.runtime.files import write_atomically
+from mobilenext.files import read_text, write_atomically
 
 MOST_RESULT = 1 << 26
 """Bytes of a result.json."""

@@ -26,7 +26,6 @@ from mobilenext.data.pack import (
     is_pack,
     open_pack,
     read_report,
-    write_whole,
 )
 from mobilenext.errors import InputError
 from tests import on_disk
@@ -679,16 +678,3 @@ def test_files_are_on_the_disk_before_what_speaks_of_them(
     assert kinds[-4:] == [".report.json.tmp", "a", ".pack.json.tmp", "a"]
     assert set(kinds[:-4]) >= {f"{split}-{name}.npy" for split in ("train", "val")
                                for name in ("index", "names", "name-ends")}  # fmt: skip
-
-
-def test_a_whole_file_is_on_the_disk_before_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events = on_disk.record(monkeypatch)
-    write_whole(tmp_path / "a.json", b"new")
-    temporary = f".a.json.{os.getpid()}.tmp"
-    assert events == [
-        ("file", temporary, b"new"),
-        ("rename", temporary, "a.json"),
-        ("folder", tmp_path.name, ["a.json"]),
-    ]

@@ -3,6 +3,7 @@ import hashlib
 import io
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -389,6 +390,8 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         {"classes": "ab"},
         {"classes": ["a"]},
         {"classes": [1, 2]},
+        {"classes": ["a" * 5_000, "b"]},
+        {"data": {**DESCRIBED["data"], "x": ["y" * 9_000] * 1_000}},
         {"model": []},
         {"model": {**DESCRIBED["model"], "num_classes": 1 << 40}},
         {"model": {**DESCRIBED["model"], "num_classes": True}},
@@ -428,6 +431,20 @@ def test_checkpoints_without_weights(tmp_path: Path, network: object) -> None:
     save_checkpoint(tmp_path / "x.pt", state(network=network))
     with pytest.raises(InputError, match=r"x\.pt: expected a network's weights by name"):
         load_weights(tmp_path / "x.pt")
+
+
+def test_compressed_checkpoints_are_refused(tmp_path: Path) -> None:
+    """A thousand times as large once they are read; torch.save compresses nothing."""
+    torch.save({"weight": torch.zeros(1 << 20)}, tmp_path / "x.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pth") as archive,
+        zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for name in archive.namelist():
+            small.writestr(name, archive.read(name))
+    with pytest.raises(InputError, match="its parts are compressed"):
+        read_tensors(tmp_path / "y.pth")
+    assert read_tensors(tmp_path / "x.pth").keys() == {"weight"}
 
 
 def test_integers_are_no_weights() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mobilenext.errors import InputError
-from mobilenext.runtime.files import link_atomically, write_atomically
+from mobilenext.files import link_atomically, write_atomically
 from mobilenext.runtime.run_folder import RunFolder
 
 

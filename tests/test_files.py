@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import pytest
 
-from mobilenext.runtime.files import link_atomically, write_atomically
+from mobilenext.files import link_atomically, write_atomically
 from tests import on_disk
 
 
@@ -24,6 +24,18 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
         ("folder", tmp_path.name, ["a.bin"]),
     ]
     assert path.read_bytes() == b"new"
+
+
+def test_several_processes_may_write_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = on_disk.record(monkeypatch)
+    write_atomically(tmp_path / "a.bin", lambda file: file.write(b"new"), shared=True)
+    assert events == [
+        ("file", f".a.bin.{os.getpid()}.tmp", b"new"),
+        ("rename", f".a.bin.{os.getpid()}.tmp", "a.bin"),
+        ("folder", tmp_path.name, ["a.bin"]),
+    ]
 
 
 def test_what_is_checked_before_the_rename_is_on_the_disk(
