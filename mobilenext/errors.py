@@ -26,3 +26,14 @@ class LostProcessError(UserError, RuntimeError):
 
 class Preempted(Exception):  # noqa: N818 - it went as it should
     """A signal ended the run early, after a checkpoint; the same command goes on from there."""
+
+
+def first_line(error: BaseException, line: int = 0) -> str:
+    """A line of what an error says, the first by default; its type's name if it says nothing.
+
+    Args:
+        error: Of a library, whose messages may be pages long.
+        line: Which one; the last if there are fewer.
+    """
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    return lines[min(line, len(lines) - 1)] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from mobilenext.config import (
     to_yaml,
 )
 from mobilenext.data import DeviceBatches, ImageData, Loader, eval_loader, eval_transform
-from mobilenext.errors import InputError
+from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.checkpoint import load_into, load_weights
@@ -159,16 +159,21 @@ def _try_images(network: nn.Module, classes: int, image_size: int, batch: int, p
             )
         with torch.no_grad(), confined():
             logits = network(images)
-        if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-            raise ValueError(f"it gives a {type(logits).__name__}, expected logits")
+        check_logits(logits, (2, classes))
         if not logits.isfinite().all():
             raise ValueError("its logits are not finite")
     except Exception as error:  # networks have no type for it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
+
+
+def check_logits(logits: Any, shape: tuple[int, int]) -> None:
+    """Raise `ValueError` unless a network's output is a tensor of this shape (N, num_classes)."""
+    if not isinstance(logits, Tensor) or logits.shape != shape:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"expected logits of shape {shape}, got {got}")
 
 
 def images_of(config: EvaluateConfig, data: DataConfig) -> ImageData:

@@ -224,13 +224,12 @@ def read_trained(path: Path) -> Trained:
         if not _evaluated(described):
             when += f", and a part of the next one (step {described['step']:,})"
     best = described.get("best", {})
-    data = from_plain(DataConfig, described["data"])
     return Trained(
         path=path,
         tensors=tensors,
         model=described["model"],
         classes=list(described["classes"]),
-        data=data,
+        data=from_plain(DataConfig, described["data"]),
         averaged=averaged,
         scores=scores.get("ema" if averaged else "val"),
         when=when,

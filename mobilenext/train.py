@@ -31,8 +31,8 @@ from mobilenext.data import (
     train_loader,
     train_transform,
 )
-from mobilenext.errors import DivergedError, InputError
-from mobilenext.evaluate import score, validation_loader
+from mobilenext.errors import DivergedError, InputError, first_line
+from mobilenext.evaluate import check_logits, score, validation_loader
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.models.weights import classifier_modules, fit_weights
 from mobilenext.optim import weight_decay_groups
@@ -349,9 +349,7 @@ def _try_step(
     try:
         with precision.autocast():
             logits = network(torch.zeros(shape, device=process.device))
-        if not isinstance(logits, Tensor) or logits.shape != (count, classes):
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"expected logits of shape {(count, classes)}, got {got}")
+        check_logits(logits, (count, classes))
         logits.float().sum().backward()
     except Exception as error:  # networks have no type for it
         raise _refused(config, "training (data.image_size)", shape, error) from error
@@ -363,10 +361,9 @@ def _try_step(
 def _refused(
     config: TrainConfig, when: str, shape: tuple[int, ...], error: Exception
 ) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputError(
         f"model={config.model.name} does not take the images of {when}, a batch of shape {shape} "
-        f"for one process: {reason}. Change the images' size, data.global_batch_size or "
+        f"for one process: {first_line(error)}. Change the images' size, data.global_batch_size or "
         "runtime.micro_batch, strides, or the model"
     )
 

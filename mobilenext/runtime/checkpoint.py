@@ -28,7 +28,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mobilenext.errors import DamagedFileError, InputError
+from mobilenext.errors import DamagedFileError, InputError, first_line
 from mobilenext.files import (
     link_atomically,
     open_regular,
@@ -265,7 +265,7 @@ def _unreadable(content: bytes, error: Exception) -> str:
         return f"got {kind}; fetch the file again from where it lies"
     refuses = isinstance(error, pickle.UnpicklingError) and "Weights only load" in str(error)
     if not refuses:
-        return f"could not read it ({type(error).__name__}: {_first_line(error)})"
+        return f"could not read it ({type(error).__name__}: {first_line(error)})"
     # torch's own message recommends to switch the safety off; we don't.
     refused = re.search(r"(?:GLOBAL|class|global:?) `?([\w.]+\.[\w.]+)", str(error))
     named = f" ({refused[1]})" if refused else ""
@@ -566,10 +566,5 @@ def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
     except RuntimeError as error:
         raise InputError(
             f"{path}: expected the weights of the {type(network).__name__} that the config "
-            f"describes, got those of another network ({_first_line(error, 1)})"
+            f"describes, got those of another network ({first_line(error, 1)})"
         ) from error
-
-
-def _first_line(error: BaseException, line: int = 0) -> str:
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    return lines[min(line, len(lines) - 1)] if lines else type(error).__name__
