@@ -3,8 +3,8 @@
 `python train.py --help` lists the choices, README.md the ways of use.
 """
 
+from mobilenext.jobs.train import TrainConfig, train
 from mobilenext.main import launch
-from mobilenext.train import train
 
 if __name__ == "__main__":
-    launch(train, config_name="train")
+    launch(train, TrainConfig, "train")

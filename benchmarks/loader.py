@@ -514,13 +514,13 @@ def chain_peer(overrides: Sequence[str]) -> None:
     from loop import peer
     from torchvision.datasets import ImageFolder
 
-    from mobilenext.config import register, typed
+    from mobilenext.config import TrainConfig, register, typed
     from mobilenext.data import ImageData
     from mobilenext.main import CONFIG_DIR
-    from mobilenext.runtime.backend import configure_torch
     from mobilenext.runtime.distributed import process_group
+    from mobilenext.runtime.torch_settings import configure_torch
 
-    register()
+    register(TrainConfig)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = typed(compose("train", list(overrides)))
     configure_torch(config.runtime.threads, config.runtime.deterministic)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -25,14 +25,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
 from mobilenext.config import TrainConfig, register, typed
+from mobilenext.config.targets import build
 from mobilenext.data import ImageData
 from mobilenext.data.sources import Images
+from mobilenext.jobs.train import train
 from mobilenext.main import CONFIG_DIR
 from mobilenext.runtime.distributed import Process, process_group
 from mobilenext.runtime.precision import Precision
-from mobilenext.runtime.run_folder import RunFolder
-from mobilenext.targets import build
-from mobilenext.train import train
 
 
 class Transformed(Dataset):  # noqa: D101
@@ -85,9 +84,9 @@ def peer(config: TrainConfig, data_set: ImageData, process: Process) -> float:
 
 
 def ours(config: TrainConfig, process: Process) -> float:
-    """Images per second of `mobilenext.train`, as its result says."""
+    """Images per second of `mobilenext.jobs.train`, as its result says."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        return train(config, process, RunFolder(Path(folder)))["images_per_second"]
+        return train(replace(config, output_dir=folder), process)["images_per_second"]
 
 
 def main() -> None:  # noqa: D103
@@ -95,7 +94,7 @@ def main() -> None:  # noqa: D103
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    register()
+    register(TrainConfig)
     short = ["epochs=1", "augment.color_jitter=[0,0,0,0]", "augment.interpolation=bilinear"]
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = typed(compose("train", [*short, *arguments.overrides]))

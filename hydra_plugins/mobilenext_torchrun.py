@@ -81,7 +81,7 @@ class TorchrunLauncher(Launcher):
         """
         from mobilenext.errors import UserError
         from mobilenext.main import EXIT_PREEMPTED, refuse_sweep_under_torchrun, show
-        from mobilenext.runtime.sweep import Sweep
+        from mobilenext.sweeps.sweep import Sweep
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -105,7 +105,7 @@ class TorchrunLauncher(Launcher):
     def _slots(self) -> list[Any]:
         from mobilenext.errors import InputError
         from mobilenext.runtime.distributed import cuda_devices
-        from mobilenext.runtime.sweep import share_out
+        from mobilenext.sweeps.sweep import share_out
 
         for key in ("processes", "jobs", "nodes"):
             if getattr(self, key) < 1:
@@ -130,7 +130,7 @@ class TorchrunLauncher(Launcher):
     ) -> tuple[list[Any], list[DictConfig]]:
         from mobilenext.errors import UserError
         from mobilenext.main import planned
-        from mobilenext.runtime.sweep import SweepJob, job_command
+        from mobilenext.sweeps.sweep import SweepJob, job_command
 
         common = set(sys.argv[1:])
         place = "" if self.nodes == 1 else f"-{socket.gethostname()}"

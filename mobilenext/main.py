@@ -1,5 +1,6 @@
 """From the command line to a job: config, processes, run folder, failures."""
 
+import dataclasses
 import difflib
 import io
 import os
@@ -20,21 +21,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from mobilenext.config import (
-    EvaluateConfig,
-    GradientsConfig,
-    JobConfig,
-    LoaderReportConfig,
-    RuntimeConfig,
-    TrainConfig,
-    fingerprint,
-    is_text,
-    register,
-    typed,
-)
+from mobilenext.config import HasRun, RuntimeConfig, is_text, register, typed
 from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.files import printable
-from mobilenext.runtime.backend import configure_torch
 from mobilenext.runtime.distributed import (
     Process,
     choose_device,
@@ -42,46 +31,47 @@ from mobilenext.runtime.distributed import (
     process_group,
 )
 from mobilenext.runtime.precision import resolve_precision
-from mobilenext.runtime.run_folder import RunFolder
 from mobilenext.runtime.signals import StopSignals
-from mobilenext.runtime.submitit_tasks import (
+from mobilenext.runtime.torch_settings import configure_torch
+from mobilenext.sweeps.submitit_tasks import (
     Requeued,
     in_submitit_task,
     join_submitit_tasks,
     make_importable,
     requeued_if_preempted,
 )
-from mobilenext.runtime.sweep import Sweep
+from mobilenext.sweeps.sweep import Sweep
+from mobilenext.training.run_folder import RunFolder
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: not done, try again."""
 
-Job = Callable[[Any, Process, RunFolder], dict[str, Any]]
+Job = Callable[[Any, Process], dict[str, Any]]
 
 
-def launch(job: Job, config_name: str, positional: str | None = None) -> None:
+def launch(job: Job, schema: type, config_name: str) -> None:
     """Run a job with the config that the command line describes.
 
     Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
-    other processes if torchrun started this one, and calls `job(config, process, folder)`. What a
-    user can mend is shown as one message on standard error; the exit code is then 1. After a signal
+    other processes if torchrun started this one, and calls `job(config, process)`. What a user can
+    fix is shown as one message on standard error; the exit code is then 1. After a signal
     that asked for the end it is 75: all is saved, run it again.
 
     Args:
         job: The function to run.
+        schema: Its config's dataclass.
         config_name: Primary config in `configs/`.
-        positional: Key of a list in it that gets the arguments without a `=`, paths for instance.
     """
     _escape_output()
     try:
         _check_start()
-        sys.argv[1:] = _spelled(_keyed(sys.argv[1:], positional), config_name)
+        sys.argv[1:] = _spelled(_keyed(sys.argv[1:], _positional(schema)), schema)
     except InputError as error:
         show(error)
         raise SystemExit(1) from None
-    register()
+    register(schema)
     make_importable(CONFIG_DIR.parent)
     script = sys.argv[0]
     failed_jobs = 0
@@ -143,6 +133,12 @@ TAKE_A_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", 
 """Hydra's flags whose value is the next argument."""
 
 
+def _positional(schema: type) -> str | None:
+    """The key that takes the arguments without a `=`, if a job has one."""
+    fields = dataclasses.fields(schema)
+    return next((item.name for item in fields if item.metadata.get("positional")), None)
+
+
 def _keyed(arguments: list[str], key: str | None) -> list[str]:
     """Arguments with the bare ones among them as one override, such as runs=["a","b"].
 
@@ -182,7 +178,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '\\"') + '"'
 
 
-def _spelled(arguments: list[str], config_name: str) -> list[str]:
+def _spelled(arguments: list[str], schema: type) -> list[str]:
     """Arguments whose texts stay as they were typed.
 
     Hydra reads `output_dir=2024_10_01` as a number, which is then written without its underscores,
@@ -196,7 +192,7 @@ def _spelled(arguments: list[str], config_name: str) -> list[str]:
     for text in arguments:
         key, equals, value = text.partition("=")
         is_override = equals and value and not text.startswith("-")
-        if is_override and is_text(config_name, key.lstrip("+")):
+        if is_override and is_text(schema, key.lstrip("+")):
             text = f"{key}={_as_text(value, bool(several))}"
         spelled.append(text)
     return spelled
@@ -241,7 +237,7 @@ def refuse_sweep_under_torchrun() -> None:
         )
 
 
-def planned(composed: DictConfig) -> tuple[JobConfig, RunFolder | None]:
+def planned(composed: DictConfig) -> tuple[Any, RunFolder | None]:
     """The config of a job that other processes will run here, and its run's folder, if any.
 
     Raises:
@@ -252,8 +248,8 @@ def planned(composed: DictConfig) -> tuple[JobConfig, RunFolder | None]:
     if runtime is not None:
         device = choose_device(runtime.device, local_rank=0)
         runtime.precision = resolve_precision(runtime.precision, device)
-    folder = _folder(config)
-    return config, None if folder.path == Path() else folder
+    leaves_run = isinstance(config, HasRun) and config.leaves_run
+    return config, RunFolder(config.run_path) if leaves_run else None
 
 
 def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
@@ -268,14 +264,7 @@ def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
         # Resolved before the run folder is named, since it decides the result.
         runtime.precision = resolve_precision(runtime.precision, process.device)
         with requeued_if_preempted(process):
-            return job(config, process, _folder(config))
-
-
-def _folder(config: JobConfig) -> RunFolder:
-    named = isinstance(config, TrainConfig | EvaluateConfig | GradientsConfig)
-    if isinstance(config, LoaderReportConfig) or not named:
-        return RunFolder(Path())  # has no run
-    return RunFolder(Path(config.output_dir) / config.name / fingerprint(config))
+            return job(config, process)
 
 
 def show(error: UserError) -> None:

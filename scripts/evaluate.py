@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: `python scripts/evaluate.py checkpoint=RUN/best.pt [data=...]`."""
 
-from mobilenext.evaluate import evaluate
+from mobilenext.jobs.evaluate import EvaluateConfig, evaluate
 from mobilenext.main import launch
 
 if __name__ == "__main__":
-    launch(evaluate, config_name="evaluate")
+    launch(evaluate, EvaluateConfig, "evaluate")

@@ -1,7 +1,7 @@
 """Make a pack of ImageNet: `python scripts/prepare_imagenet.py source=... output=...`."""
 
+from mobilenext.jobs.prepare_imagenet import PrepareImagenetConfig, prepare_imagenet
 from mobilenext.main import launch
-from mobilenext.prepare_imagenet import prepare_imagenet
 
 if __name__ == "__main__":
-    launch(prepare_imagenet, config_name="prepare_imagenet")
+    launch(prepare_imagenet, PrepareImagenetConfig, "prepare_imagenet")

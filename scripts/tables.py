@@ -1,7 +1,7 @@
 """Build tables from result.json files: `python scripts/tables.py runs/ [output=tables]`."""
 
+from mobilenext.jobs.tables import TablesConfig, tables
 from mobilenext.main import launch
-from mobilenext.render_tables import render_tables
 
 if __name__ == "__main__":
-    launch(render_tables, config_name="tables", positional="runs")
+    launch(tables, TablesConfig, "tables")

@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the server, which reads it once, and for all commands
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.commands", "mobilenext.main", "mobilenext.train"])
+FORKS.set_forkserver_preload(["tests.commands", "mobilenext.main", "mobilenext.jobs.train"])
 
 
 def command(*arguments: object, processes: int = 1, torchrun: tuple[str, ...] = ()) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.data import DeviceBatches, Loader, eval_loader, eval_transform, synthetic
-from mobilenext.evaluate import score
+from mobilenext.metrics.classification import score
 from mobilenext.runtime.distributed import Agreement, process_group
 
 LENGTHS = (1, 7, 64, 65)

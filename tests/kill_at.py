@@ -15,23 +15,27 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mobilenext.evaluate as evaluation
 import mobilenext.files as files
-import mobilenext.runtime.checkpoint as checkpoint
-import mobilenext.train as training
+import mobilenext.metrics.classification as classification
+import mobilenext.training.checkpoint as checkpoint
+from mobilenext.config import TrainConfig
+from mobilenext.jobs.train import train
 from mobilenext.main import launch
+from mobilenext.training.checkpoint import Checkpoints
+from mobilenext.training.run_folder import RunFolder
+from mobilenext.training.step import Update
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "before a step": (training, "_update"),
-    "in evaluation": (evaluation, "ieee_float32"),
-    "before a save": (training.Checkpoints, "save"),
+    "before a step": (Update, "__call__"),
+    "in evaluation": (classification, "ieee_float32"),
+    "before a save": (Checkpoints, "save"),
     "within the content": (checkpoint, "_write_sealed"),
     "before the flush": (files.os, "fsync"),
     "before verifying": (checkpoint, "_read_sealed"),
     "before a link": (files.os, "link"),
     "before a rename": (files.Path, "replace"),
-    "before a report": (training.RunFolder, "append_metrics"),
-    "before the result": (training.RunFolder, "write_result"),
+    "before a report": (RunFolder, "append_metrics"),
+    "before the result": (RunFolder, "write_result"),
 }
 
 
@@ -65,4 +69,4 @@ if __name__ == "__main__":
         owner, name = PLACES[place]
         function = getattr(owner, name)
         setattr(owner, name, dying(function, count))
-    launch(training.train, config_name="train")
+    launch(train, TrainConfig, "train")

@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from mobilenext.__main__ import job_names
+
 PACKAGE = Path(__file__).resolve().parents[1] / "mobilenext"
-ROOMS = {"models", "data", "optim", "runtime", "tables"}
 LEAVES = {"errors", "files", "plain", "seeding"}
-JOBS = {"train", "evaluate", "summary", "prepare_imagenet", "loader_report", "render_tables",
-        "compare_curve", "report", "gradients", "export"}  # fmt: skip
-KNOW_NO_NETWORK = ("models.complexity", "models.weights")
-"""What jobs may take of `models`."""
-SCRIPTS = {"render_tables": "tables"}
-"""Jobs whose script has another name: `tables` is a room."""
+GROUND = {"config", "data", "models", "optim", "runtime", "tables"}
+"""Rooms that import none of each other."""
+MIDDLE = {"training": {"data", "models", "optim", "runtime"},
+          "metrics": {"data", "models", "runtime"},
+          "sweeps": {"training", "runtime"},
+          "assembly": {"config", "data", "metrics", "models", "optim", "runtime", "training"}}  # fmt: skip
+"""What other rooms import, beside themselves and leaves."""
+KNOW_NO_NETWORK = ("models.complexity", "models.weights", "models.registry")
+"""What jobs and `assembly` may take of `models`."""
 FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_RUN, LONGEST_TRAIN = 250, 70
 
 
 def imports(path: Path) -> set[str]:
@@ -44,43 +49,86 @@ def test_imports_go_down(path: Path) -> None:
         assert tops <= {"errors"} - {place}
     elif place == "__init__":
         assert tops <= {"models"}, "it registers the networks with timm, nothing more"
-    elif place in ROOMS:
+    elif place in GROUND:
         assert tops <= LEAVES | {place}
-    elif place in {"config", "targets"}:
-        assert tops <= LEAVES
+    elif place in MIDDLE:
+        assert tops <= LEAVES | {place} | MIDDLE[place]
     elif place == "main":
-        assert not tops & JOBS
+        assert tops <= LEAVES | GROUND | {"training", "sweeps"}, "it names no job"
+    elif place == "__main__":
+        assert tops <= {"main", "jobs"}
     else:
-        assert place in JOBS, (
-            f"{path} is in no room: say in this test and ARCHITECTURE.md what it is"
-        )
-        assert "main" not in tops
+        assert place == "jobs", f"{path} is in no room: say in this test and ARCHITECTURE.md what"
+        assert not tops & {"main", "__main__", "jobs"}, "no job imports a job"
+    if place in ("jobs", "assembly"):
         networks = {n for n in inside if n.startswith("models")}
         assert all(n.startswith(KNOW_NO_NETWORK) for n in networks), (
-            "a job gets its network by _target_"
+            "a network arrives by its _target_"
         )
     if place not in {"config", "main"}:
         assert not outside & {"hydra", "omegaconf"}
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_private_name_crosses_a_module(path: Path) -> None:
+    names = {n for n in imports(path) if n.startswith("mobilenext")}
+    private = {n for n in names if n.rpartition(".")[2].startswith("_")}
+    assert private <= {"mobilenext.data._native"}
+
+
 def test_every_place_is_known() -> None:
     places = {parts(path)[0] for path in FILES}
-    assert places == ROOMS | LEAVES | JOBS | {"config", "main", "targets", "__init__"}
+    known = GROUND | LEAVES | MIDDLE.keys()
+    assert places == known | {"jobs", "main", "__init__", "__main__"}
 
 
-def test_the_loop_stays_readable() -> None:
-    for node in ast.parse((PACKAGE / "train.py").read_text()).body:
-        if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno + 1 <= 150, node.name
+def definition(path: str, name: str) -> ast.FunctionDef | ast.ClassDef:
+    for node in ast.parse((PACKAGE / path).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+    raise AssertionError(f"{path} has no {name}")
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["train.py", *(f"scripts/{SCRIPTS.get(job, job)}.py" for job in sorted(JOBS - {"train"}))],
-)
-def test_entries_are_thin(script: str) -> None:
-    path = PACKAGE.parent / script
+def code_lines(path: str, name: str) -> int:
+    """Lines of a function without its docstring, comments and blank lines."""
+    node = definition(path, name)
+    assert isinstance(node, ast.FunctionDef)
+    lines = (PACKAGE / path).read_text().splitlines()[node.body[1].lineno - 1 : node.end_lineno]
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+
+
+def test_the_loop_stays_one_story() -> None:
+    assert code_lines("jobs/train.py", "train") <= LONGEST_TRAIN
+    run = definition("training/run.py", "Run")
+    assert (run.end_lineno or 0) - run.lineno + 1 <= LONGEST_RUN
+
+
+def test_a_loop_leaves_to_the_run_what_is_the_runs() -> None:
+    text = (PACKAGE / "jobs" / "train.py").read_text()
+    for name in ("Session", "Checkpoints", "Monitor", "meter.add", "all_reduce", ".item()"):
+        assert name not in text, f"jobs/train.py: {name} belongs to training.run"
+
+
+def test_the_run_has_no_hooks() -> None:
+    """It never calls the network, and the only callback is `score`, with batches `ahead`."""
+    run = definition("training/run.py", "Run")
+    assert isinstance(run, ast.ClassDef)
+    assert not run.bases
+    callbacks = {
+        argument.arg
+        for function in run.body
+        if isinstance(function, ast.FunctionDef)
+        for argument in function.args.args
+        if argument.annotation is not None and "Callable" in ast.unparse(argument.annotation)
+    }
+    assert callbacks == {"rate", "ahead", "score"}
+
+
+@pytest.mark.parametrize("job", job_names())
+def test_entries_are_thin(job: str) -> None:
+    path = PACKAGE.parent / ("train.py" if job == "train" else f"scripts/{job}.py")
     inside = {n for n in imports(path) if n.startswith("mobilenext")}
-    assert len(inside) == 2
-    assert "mobilenext.main.launch" in inside
+    schema = "".join(word.capitalize() for word in job.split("_")) + "Config"
+    assert inside == {"mobilenext.main.launch", f"mobilenext.jobs.{job}.{job}",
+                      f"mobilenext.jobs.{job}.{schema}"}  # fmt: skip
     assert len(path.read_text().splitlines()) <= 12

@@ -13,32 +13,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from mobilenext import tables
+from mobilenext.assembly.trained import evaluation_data
 from mobilenext.config import (
     DataConfig,
-    EvaluateConfig,
     TrainConfig,
-    evaluation_data,
     fingerprint,
     from_plain,
-    parse_number,
-    register,
     to_plain,
-    typed,
 )
+from mobilenext.config.fields import parse_number
+from mobilenext.config.targets import build
 from mobilenext.errors import InputError
+from mobilenext.jobs.evaluate import EvaluateConfig
 from mobilenext.main import CONFIG_DIR
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.optim import weight_decay_groups
 from mobilenext.tables import published_rows
-from mobilenext.targets import build
+from tests.composed import composed
 from tests.optim.test_schedules import OFFICIAL
-
-register()
-
-
-def composed(*overrides: str, job: str = "train") -> Any:
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return typed(compose(job, list(overrides)))
 
 
 def choices(group: str) -> list[str]:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mobilenext.config import is_text, register
+from mobilenext.config import TrainConfig, is_text
 from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR, _keyed, _spelled
 from tests.commands import command, environment
+from tests.composed import SCHEMAS
 from tests.conftest import in_terminal
-
-register()
 
 SMALL = ("width=0.35", "data.global_batch_size=96")
 
@@ -50,7 +49,7 @@ def test_one_clear_error_and_nothing_written(
 
 def told(*arguments: str, job: str = "train", positional: str | None = None) -> Any:
     """The config of a command line, not yet checked."""
-    overrides = _spelled(_keyed(list(arguments), positional), job)
+    overrides = _spelled(_keyed(list(arguments), positional), SCHEMAS[job])
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(job, overrides)
 
@@ -75,17 +74,20 @@ def test_what_is_no_text_is_read_as_before() -> None:
 
 
 def test_values_of_a_sweep_stay_several() -> None:
-    assert _spelled(["-m", "name=1_0,b,2_0"], "train") == ["-m", 'name="1_0",b,"2_0"']
-    assert _spelled(["experiment=x", "data.root=a,b"], "train") == ["experiment=x", "data.root=a,b"]
-    assert _spelled(["-m", "width=0.5,1"], "train") == ["-m", "width=0.5,1"]
+    assert _spelled(["-m", "name=1_0,b,2_0"], TrainConfig) == ["-m", 'name="1_0",b,"2_0"']
+    assert _spelled(["experiment=x", "data.root=a,b"], TrainConfig) == [
+        "experiment=x",
+        "data.root=a,b",
+    ]
+    assert _spelled(["-m", "width=0.5,1"], TrainConfig) == ["-m", "width=0.5,1"]
 
 
 def test_lists_of_paths_stay_as_they_were_typed() -> None:
     assert told("runs=[2024_10_01,b]", job="tables").runs == ["2024_10_01", "b"]
-    assert is_text("tables", "update")
-    assert not is_text("train", "data")
-    assert not is_text("train", "optimizer.lr")
-    assert not is_text("train", "data.nothing")
+    assert is_text(SCHEMAS["tables"], "update")
+    assert not is_text(TrainConfig, "data")
+    assert not is_text(TrainConfig, "optimizer.lr")
+    assert not is_text(TrainConfig, "data.nothing")
 
 
 def test_an_argument_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

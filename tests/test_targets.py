@@ -22,18 +22,9 @@ from torch import nn
 import mobilenext.data
 import mobilenext.models
 import mobilenext.optim
-from mobilenext import targets
-from mobilenext.config import DataConfig, evaluation_data, from_plain, to_plain
-from mobilenext.errors import InputError
-from mobilenext.evaluate import rebuilt
-from mobilenext.models import efficientnet, layers
-from mobilenext.runtime.checkpoint import (
-    load_weights,
-    read_tensors,
-    save_checkpoint,
-    save_weights,
-)
-from mobilenext.targets import (
+from mobilenext.assembly.trained import evaluation_data
+from mobilenext.config import DataConfig, from_plain, targets, to_plain
+from mobilenext.config.targets import (
     COMMAND_LINE,
     DATA_SOURCES,
     STORED_NETWORKS,
@@ -42,6 +33,11 @@ from mobilenext.targets import (
     allocating_at_most,
     build,
 )
+from mobilenext.errors import InputError
+from mobilenext.jobs.evaluate import rebuilt
+from mobilenext.models import efficientnet, layers
+from mobilenext.training.checkpoint import save_checkpoint
+from mobilenext.training.weights_files import load_weights, read_tensors, save_weights
 from tests.test_configs import composed
 
 MOBILENEXT = "mobilenext.models.MobileNeXt"
@@ -78,7 +74,7 @@ def evil_nodes(folder: Path, marker: Path) -> dict[str, dict[str, Any]]:
     torch.save({"x": Evil(marker)}, zipped)
     (folder / "evil.pth").write_bytes(zipped.getvalue())
     url = f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
-    helpers = "mobilenext.models.anything.timm.models"
+    helpers = "mobilenext.models.libraries.timm.models"
     read = {"checkpoint_path": str(folder / "evil.pth"), "weights_only": False}
     return {
         "through our module's imports": {

@@ -9,7 +9,7 @@ from mobilenext.data.datasets import (
     synthetic,
 )
 from mobilenext.data.device import Augment, DeviceBatches, Mixing
-from mobilenext.data.loader import Loader, check_bad_share, eval_loader, train_loader
+from mobilenext.data.loader import Loader, eval_loader, train_loader
 from mobilenext.data.sources import ImageData, labels_checksum
 from mobilenext.data.transforms import eval_transform, train_transform
 
@@ -19,7 +19,6 @@ __all__ = [
     "ImageData",
     "Loader",
     "Mixing",
-    "check_bad_share",
     "cifar10",
     "digits",
     "eval_loader",

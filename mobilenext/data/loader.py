@@ -52,6 +52,8 @@ class Loader(Protocol):
     """What decodes the images, for logs and results."""
     missed: int
     """How many images the present epoch has had to do without, so far."""
+    skips: bool
+    """Whether images that can't be read are left out or replaced, not an error."""
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -63,6 +65,10 @@ class Loader(Protocol):
 
     def prefetch(self, epoch: int, first_batch: int = 0) -> None:
         """Begin to make these batches, so that `epoch` with the same arguments finds some ready."""
+        ...
+
+    def check_share(self, unreadable: dict[int, str]) -> None:
+        """Raise `InputError` if so many of the split's images are more than may be unreadable."""
         ...
 
     def close(self) -> None:
@@ -325,6 +331,7 @@ class _ImageLoader:
         self.decoder = maker.decoder.description
         self.unreadable: dict[int, str] = {}
         self.missed = 0
+        self.skips = maker.policy != "error"
         self.length, self.max_bad_share = len(maker.images), max_bad_share
         self.threads = ThreadPoolExecutor(MAKERS, "batch") if workers else None
         size = keys.batch_size * 3 * maker.transform.image_size**2
@@ -355,9 +362,18 @@ class _ImageLoader:
                 if one.unreadable:
                     self.missed += len(one.unreadable)
                     self.unreadable |= one.unreadable
-                    check_bad_share(self.unreadable, self.length, self.max_bad_share)
+                    self.check_share(self.unreadable)
                 if one.batch is not None:
                     yield one.batch
+
+    def check_share(self, unreadable: dict[int, str]) -> None:
+        if len(unreadable) > self.max_bad_share * self.length:
+            some = "; ".join(list(unreadable.values())[:3])
+            raise InputError(
+                f"data.max_bad_share={self.max_bad_share:g}: {len(unreadable)} of "
+                f"{self.length:,} images could not be read, which is more: {some}. Fix the files, "
+                "or raise data.max_bad_share"
+            )
 
     def close(self) -> None:
         self._abandon()
@@ -419,16 +435,6 @@ class _Ahead:
             )
 
 
-def check_bad_share(unreadable: dict[int, str], length: int, most: float) -> None:
-    """Raise `InputError` if more than a share `most` of `length` images are unreadable."""
-    if len(unreadable) > most * length:
-        some = "; ".join(list(unreadable.values())[:3])
-        raise InputError(
-            f"data.max_bad_share={most:g}: {len(unreadable)} of {length:,} images could not be "
-            f"read, which is more: {some}. Mend the files, or raise data.max_bad_share"
-        )
-
-
 class _ReadyBatch:
     """The same batch again and again, at no cost: what is left to measure is the loop."""
 
@@ -451,6 +457,7 @@ class _ReadyBatch:
         self.decoder = "none"
         self.unreadable: dict[int, str] = {}
         self.missed = 0
+        self.skips = False
 
     def __len__(self) -> int:
         return self.batches
@@ -460,6 +467,9 @@ class _ReadyBatch:
             yield self.batch
 
     def prefetch(self, epoch: int, first_batch: int = 0) -> None:
+        pass
+
+    def check_share(self, unreadable: dict[int, str]) -> None:
         pass
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.models import group_parameters
 from torch import nn
 
@@ -70,3 +71,9 @@ def _by_decay(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give parameter groups a learning rate, times their own `lr_scale` if they have one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

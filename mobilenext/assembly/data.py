@@ -1,0 +1,128 @@
+"""From a config to batches: loaders of both splits, and what happens to batches on the device."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from mobilenext.config import DataConfig, TrainConfig, to_plain
+from mobilenext.data import (
+    Augment,
+    DeviceBatches,
+    ImageData,
+    Loader,
+    Mixing,
+    eval_loader,
+    eval_transform,
+    train_loader,
+    train_transform,
+)
+from mobilenext.data.transforms import EvalTransform
+from mobilenext.errors import InputError
+from mobilenext.runtime.distributed import Process
+from mobilenext.training.unreadable import Loaders
+
+
+@contextmanager
+def class_loaders(config: TrainConfig, images: ImageData, process: Process) -> Iterator[Loaders]:
+    """This process's batches of both splits; their threads end with the context.
+
+    Raises:
+        InputError: The batch can't be shared or split, or a decoder is not to be had.
+    """
+    with (
+        closing(training_loader(config, images, process)) as train,
+        closing(validation_loader(config.data, images, process)) as val,
+    ):
+        yield Loaders(train, val)
+
+
+def training_loader(config: TrainConfig, images: ImageData, process: Process) -> Loader:
+    """Augmented batches of this process.
+
+    Raises:
+        InputError: The batch can't be shared by the processes or split into micro-batches, or the
+            decoder is not to be had.
+    """
+    data = config.data
+    augment = to_plain(config.augment)
+    on_host = {key: value for key, value in augment.items() if key not in ("mixup", "cutmix")}
+    loader = train_loader(
+        images.train,
+        train_transform(data.image_size, mean=data.mean, **on_host),
+        seed=config.seed,
+        global_batch_size=data.global_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=decoding_threads(data, process),
+        pin_memory=process.device.type == "cuda",
+        on_bad_image=data.on_bad_image,
+        max_bad_share=data.max_bad_share,
+        decoder=data.decoder,
+        device=process.device,
+    )
+    share = data.global_batch_size // process.world_size
+    if share % 2 and (augment["mixup"] or augment["cutmix"]):
+        raise InputError(
+            f"mixup and cutmix pair images: expected an even number of them on each process, got "
+            f"{share}; change data.global_batch_size"
+        )
+    micro_batch = config.runtime.micro_batch
+    if micro_batch is not None and share % micro_batch:
+        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        raise InputError(
+            f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
+            f"process (data.global_batch_size={data.global_batch_size} over {process.world_size}), "
+            f"for instance runtime.micro_batch={fits}; batch norms then see {fits} images at a "
+            f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
+        )
+    return loader
+
+
+def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:
+    """This process's share of the validation split, transformed as the config says."""
+    return eval_loader(
+        images.val,
+        evaluation_transform(data),
+        batch_size=data.eval_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        workers=decoding_threads(data, process),
+        pin_memory=process.device.type == "cuda",
+        on_bad_image=data.on_bad_image,
+        max_bad_share=data.max_bad_share,
+        decoder=data.decoder,
+        device=process.device,
+    )
+
+
+def evaluation_transform(data: DataConfig) -> EvalTransform:
+    """What is seen of an image in evaluation."""
+    return eval_transform(
+        data.eval_size, crop_ratio=data.eval_crop_ratio, interpolation=data.eval_interpolation
+    )
+
+
+def decoding_threads(data: DataConfig, process: Process) -> int:
+    """Number of threads of this process that decode images."""
+    return process.cpus if data.workers is None else data.workers
+
+
+def device_batches(data: DataConfig, process: Process, channels_last: bool) -> DeviceBatches:
+    """From batches on the host to normalised images on this process's device."""
+    return DeviceBatches(data.mean, data.std, process.device, channels_last)
+
+
+def device_augment(config: TrainConfig, process: Process) -> Augment:
+    """What is done to training images batch by batch."""
+    return Augment(
+        config.augment.color_jitter,
+        config.augment.erasing,
+        config.seed,
+        config.data.global_batch_size,
+        process.rank,
+        process.world_size,
+    )
+
+
+def mixing(config: TrainConfig, num_classes: int) -> Mixing:
+    """Mixup and CutMix of training batches."""
+    return Mixing(config.augment.mixup, config.augment.cutmix, num_classes, config.seed)

@@ -1,0 +1,213 @@
+"""From a config to a network, its optimiser and its schedule; checked before the run begins."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mobilenext.config import TrainConfig, to_plain
+from mobilenext.config.targets import build
+from mobilenext.data import ImageData, labels_checksum
+from mobilenext.errors import InputError, first_line
+from mobilenext.metrics.classification import check_logits
+from mobilenext.models.complexity import Complexity, measure_complexity
+from mobilenext.models.weights import classifier_modules
+from mobilenext.optim import weight_decay_groups
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.precision import Precision
+from mobilenext.seeding import seed_devices
+from mobilenext.training.run import RunSettings
+from mobilenext.training.step import Update
+
+
+def new_network(
+    config: TrainConfig, num_classes: int, process: Process
+) -> tuple[nn.Module, Complexity]:
+    """The network with its random weights on its device, and what it costs."""
+    seed_devices("init", config.seed)
+    network: nn.Module = build(config.model.network, num_classes=num_classes)
+    size = config.data.eval_size
+    try:
+        complexity = measure_complexity(network, size)
+    except Exception as error:  # networks have no type for it
+        raise _refused(config, "evaluation (data.eval_size)", (1, 3, size, size), error) from error
+    if config.batch_norm == "sync":
+        network = _synchronised(network, process)
+    if config.runtime.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.to(process.device)
+    if config.freeze_backbone:
+        classifier = classifier_modules(network)
+        if not classifier:
+            raise InputError(
+                "freeze_backbone=true: expected a network that has a linear layer as its "
+                f"classifier, {type(network).__name__} has none"
+            )
+        network.requires_grad_(False)
+        for module in classifier:
+            module.requires_grad_(True)
+    return network, complexity
+
+
+def averages(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
+    """Averaged weights of a network, if the config asks for them."""
+    if config.ema_decay is None:
+        return None
+    return ModelEmaV3(network, config.ema_decay, use_warmup=config.ema_warmup)
+
+
+def new_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of a network's trainable parameters, grouped by decay and layer."""
+    decay = config.optimizer.get("weight_decay", 0.0)
+    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, config.layer_decay)
+    return build(config.optimizer, params=groups)
+
+
+def new_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate as a function of the step, asked for every epoch's rate beforehand.
+
+    Raises:
+        InputError: The schedule can't be computed for this run, or falls below 0.
+    """
+    rate = partial(
+        build(config.schedule), base_lr=config.optimizer["lr"], steps_per_epoch=steps_per_epoch
+    )
+    try:
+        rates = [rate(epoch * steps_per_epoch) for epoch in range(config.epochs)]
+    except (TypeError, ArithmeticError) as error:
+        raise InputError(f"schedule {rate.keywords}: {error}") from error
+    if min(rates) < 0:
+        raise InputError(f"schedule {rate.keywords}: the rate falls to {min(rates):g}")
+    return rate
+
+
+def new_update(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    config: TrainConfig,
+    process: Process,
+) -> Update:
+    """The optimiser step of a run.
+
+    Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
+    """
+    return Update(
+        _wrapped(network, config.runtime.compile, process),
+        optimizer,
+        precision,
+        config.runtime.micro_batch,
+        config.clip_grad_norm,
+        skips_nonfinite=config.nonfinite == "skip",
+    )
+
+
+def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
+    """What a checkpoint says of its network and of the data that it was trained on."""
+    return {
+        "model": {**to_plain(config.model), "num_classes": len(images.classes)},
+        "classes": list(images.classes),
+        "data": to_plain(config.data),
+        "train_images": len(images.train),
+        "train_labels_crc32": labels_checksum(images.train),
+    }
+
+
+def run_settings(config: TrainConfig) -> RunSettings:
+    """How a run goes, apart from what it learns."""
+    return RunSettings(
+        config.epochs,
+        config.runtime.log_every,
+        config.runtime.timeout_minutes,
+        None if config.init_from is None else Path(config.init_from),
+        to_plain(config.checkpoint),
+    )
+
+
+def unites_by(config: TrainConfig) -> str:
+    """How processes come to the same running statistics: reduce, broadcast or sync."""
+    # Frozen statistics are equal on all processes; averaging them could still change the last bit.
+    return "broadcast" if config.freeze_backbone else config.batch_norm
+
+
+def try_step(
+    config: TrainConfig, network: nn.Module, classes: int, precision: Precision, process: Process
+) -> None:
+    """Try a forward and a backward pass, and take back what they did to the network.
+
+    What a network says of images that it does not take should come before anything is written. Two
+    images stand for a larger batch: no network needs more of them than its norms do.
+
+    Raises:
+        InputError: The network does not take such a batch, or does not make logits of it.
+    """
+    share = config.data.global_batch_size // process.world_size
+    count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
+    before = [buffer.clone() for buffer in network.buffers()]
+    train_mode(network, config.freeze_backbone)
+    shape = (count, 3, size, size)
+    try:
+        with precision.autocast():
+            logits = network(torch.zeros(shape, device=process.device))
+        check_logits(logits, (count, classes))
+        logits.float().sum().backward()
+    except Exception as error:  # networks have no type for it
+        raise _refused(config, "training (data.image_size)", shape, error) from error
+    network.zero_grad(set_to_none=True)
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
+
+
+def _refused(
+    config: TrainConfig, when: str, shape: tuple[int, ...], error: Exception
+) -> InputError:
+    return InputError(
+        f"model={config.model.name} does not take the images of {when}, a batch of shape {shape} "
+        f"for one process: {first_line(error)}. Change the images' size, data.global_batch_size or "
+        "runtime.micro_batch, strides, or the model"
+    )
+
+
+def train_mode(network: nn.Module, frozen_backbone: bool) -> None:
+    """Put a network into training mode, all but frozen layers.
+
+    The running statistics of these would follow the images.
+    """
+    network.train(not frozen_backbone)
+    for module in classifier_modules(network):
+        module.train()
+
+
+def _wrapped(network: nn.Module, compile_it: bool, process: Process) -> nn.Module:
+    """The network as training calls it; its parameters are those of the bare one.
+
+    Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
+    """
+    wrapped: Any = torch.compile(network) if compile_it else network
+    if process.world_size == 1:
+        return wrapped
+    return DistributedDataParallel(
+        wrapped,
+        device_ids=[process.device.index] if process.device.type == "cuda" else None,
+        forward_sync_buffers=False,  # united before each evaluation instead of at every step
+        gradient_as_bucket_view=True,
+    )
+
+
+def _synchronised(network: nn.Module, process: Process) -> nn.Module:
+    """The network with batch norms that see the batches of all processes."""
+    if process.world_size == 1:
+        return network
+    if process.device.type != "cuda":
+        raise InputError(
+            "batch_norm=sync: torch has synchronised batch norms for CUDA only, and this is "
+            f"{process.device.type}; use batch_norm=reduce or broadcast"
+        )
+    # Not torch's: it drops the activation that timm's BatchNormAct2d has inside.
+    return convert_sync_batchnorm(network)

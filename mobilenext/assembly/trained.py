@@ -1,0 +1,171 @@
+"""From a file of a trained network to the network, and the data to evaluate it on.
+
+The file may come from anywhere: what it says of its network is built from a narrow table, within
+bounds, and what it says of its data opens nothing but data.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobilenext.config import DataConfig, from_plain
+from mobilenext.config.targets import (
+    DATA_SOURCES,
+    STORED_NETWORKS,
+    STORED_SOURCES,
+    allocating_at_most,
+    build,
+    confined,
+)
+from mobilenext.data import ImageData
+from mobilenext.errors import InputError, first_line
+from mobilenext.files import printable
+from mobilenext.metrics.classification import check_logits
+from mobilenext.models.complexity import measure_complexity
+from mobilenext.runtime.distributed import Process
+from mobilenext.seeding import generator
+from mobilenext.training.monitor import say
+from mobilenext.training.weights_files import load_into
+
+SLACK = 1 << 24
+"""Values that building a network may need beside those of its weights, for tables of indices."""
+
+MOST_MADDS, MOST_VALUES = 2 * 10**12, 1 << 31
+"""Bounds for an image's multiply-adds and for the values of a batch in one layer (8 GB)."""
+
+EVALUATION_FIELDS = ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std")
+"""What a data config says of how images are evaluated."""
+
+
+def rebuilt(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
+) -> nn.Module:
+    """The network that a checkpoint describes, with its weights.
+
+    Args:
+        model: `network` and `num_classes`, as checkpoints have them.
+        tensors: By name.
+        path: Where they come from, for the error.
+        image_size: Height and width of the images that it is for, in pixels.
+        batch: Images of one forward pass.
+
+    Raises:
+        InputError: The checkpoint asks for something else than a network, its weights don't fit, or
+            the network does not make logits of such images.
+    """
+    elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
+    try:
+        with allocating_at_most(4 * elements + SLACK):
+            network = build(model["network"], STORED_NETWORKS, num_classes=model["num_classes"])
+    except InputError as error:
+        raise InputError(f"{printable(path)}: its network can't be built: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"{printable(path)}: expected the description of a network, got one of a "
+            f"{type(network).__name__}"
+        )
+    load_into(network, tensors, path)
+    _try_images(network.eval(), model["num_classes"], image_size, batch, printable(path))
+    return network
+
+
+def _try_images(network: nn.Module, classes: int, image_size: int, batch: int, place: str) -> None:
+    """Raise `InputError` unless a network makes logits of images, at a cost that can be meant."""
+    images = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
+    try:
+        cost = measure_complexity(network, image_size)
+        values = cost.largest * batch
+        if cost.madds > MOST_MADDS or values > MOST_VALUES:
+            raise ValueError(
+                f"it takes {cost.madds:,} MAdds for an image, and {values:,} values in one layer "
+                f"for a batch of {batch}; expected at most {MOST_MADDS:,} and {MOST_VALUES:,} "
+                "(data.eval_batch_size is the size of the batch)"
+            )
+        with torch.no_grad(), confined():
+            logits = network(images)
+        check_logits(logits, (2, classes))
+        if not logits.isfinite().all():
+            raise ValueError("its logits are not finite")
+    except Exception as error:  # networks have no type for it
+        raise InputError(
+            f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfig:
+    """The data to evaluate on: a chosen group, or the run's own with some entries replaced.
+
+    Args:
+        stored: The run's `DataConfig` as plain values.
+        wanted: `the command line, entries of a `DataConfig``.
+
+    Raises:
+        InputError: A name or a type does not fit.
+    """
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if "source" in given:
+        source = {key: value for key, value in given["source"].items() if value is not None}
+        return from_plain(DataConfig, {**given, "source": source})
+    # Whoever wrote the file does not decide that something is fetched.
+    values = {**stored, "download": False, **given}
+    source = {key: value for key, value in stored["source"].items() if key != "download"}
+    if "root" in given and "root" not in source:
+        raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
+    for key in ("root", "reencoded"):
+        if key in given:
+            source = {**source, key: given[key]}
+    values["source"] = source
+    return from_plain(DataConfig, values)
+
+
+def images_of(data: DataConfig, chosen: bool) -> ImageData:
+    """The images to evaluate on: of the command line's choice, or what the checkpoint names.
+
+    Args:
+        data: What `evaluation_data` makes of both.
+        chosen: Whether the command line names the source.
+
+    Raises:
+        InputError: There are no such images, or the checkpoint asks for something else.
+    """
+    if chosen:
+        return build(data.source, DATA_SOURCES)
+    asked = {"download": True} if data.download else {}
+    return build(data.source, STORED_SOURCES, **asked)
+
+
+def check_classes(described: dict[str, Any], path: Path, images: ImageData, data_name: str) -> None:
+    """Raise `InputError` unless a trained network knows the classes of some data.
+
+    Args:
+        described: What the file says of its network.
+        path: The file.
+        images: The data.
+        data_name: Its name on the command line.
+    """
+    if list(images.classes) != described["classes"]:
+        known = printable(", ".join(described["classes"][:3])[:200])
+        raise InputError(
+            f"{path} knows {len(described['classes'])} classes ({known}, ...), "
+            f"data={printable(data_name)} has {len(images.classes)} "
+            f"({', '.join(images.classes[:3])}, ...): expected the same; choose the data that the "
+            "network was trained for"
+        )
+
+
+def note_differences(
+    described: dict[str, Any], path: Path, data: DataConfig, process: Process
+) -> None:
+    """Print where images are evaluated in another way than the run of a checkpoint did.
+
+    Raises:
+        InputError: What the file says of its data does not fit.
+    """
+    trained_on = from_plain(DataConfig, described["data"])
+    for key in EVALUATION_FIELDS:
+        here, there = getattr(data, key), getattr(trained_on, key)
+        if here != there:
+            say(f"note: data.{key}={here}, while the run of {path} evaluated with {there}", process)

@@ -1,0 +1,201 @@
+"""The config groups that jobs share: a dataclass for each folder of `configs/` that needs one."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilenext.config.fields import (
+    MISSING,
+    are_shares,
+    check,
+    check_choice,
+    machine_only,
+    path_field,
+)
+
+DECODERS = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
+"""Those of `mobilenext.data.decoders`."""
+
+
+LARGEST_SIZE = 2048
+"""Most pixels of an image's side."""
+LARGEST_BATCH = 1 << 28
+"""Most pixels of a batch of evaluation, 3 GB as float32: what a foreign checkpoint may ask for."""
+
+
+MOST_WORKERS = 1024
+
+
+@dataclass
+class ModelConfig:
+    """Group `model`."""
+
+    name: str = MISSING
+    """Short name, for run folders and tables."""
+    network: dict[str, Any] = MISSING
+    """`_target_` and arguments, all but `num_classes`, which the data gives."""
+
+
+@dataclass
+class DataConfig:
+    """Group `data`."""
+
+    name: str = MISSING
+    """Short name, for run folders and tables."""
+    source: dict[str, Any] = MISSING
+    """`_target_` of a function that returns `mobilenext.data.ImageData`."""
+    root: str | None = path_field(None)
+    """Folder with the data."""
+    root_names_data: bool = False
+    """Whether another root means other images, so that it is part of the run's fingerprint."""
+    reencoded: bool = False
+    """Whether the training images of the pack at `root` were encoded anew, smaller for instance."""
+    download: bool = machine_only(False)
+    """Fetch the data if it is not there, where the source can."""
+    image_size: int = MISSING
+    """Height and width of training images, in pixels."""
+    eval_size: int = MISSING
+    """Height and width of evaluation images, in pixels."""
+    eval_crop_ratio: float = 0.875
+    """Evaluation resizes the short side to eval_size / eval_crop_ratio, then crops the centre."""
+    eval_interpolation: str = "bicubic"
+    """Of that resizing: bilinear or bicubic."""
+    mean: list[float] = MISSING
+    """Channel means in [0, 1], RGB."""
+    std: list[float] = MISSING
+    """Channel standard deviations in [0, 1], RGB."""
+    global_batch_size: int = MISSING
+    """Images of one optimiser step over all processes."""
+    eval_batch_size: int = 256
+    """Images of one forward pass of one process."""
+    on_bad_image: str = "error"
+    """An image that can't be read stops the run (error), or is counted, named and left out (skip):
+    in training another one takes its place, in evaluation it is not part of the count."""
+    max_bad_share: float = machine_only(0.01)
+    """With skip: share of a split's images that may be unreadable; more stops the run."""
+    workers: int | None = machine_only(None)
+    """Threads of each training process that decode; null: as many as it has cores; 0: batches are
+    made when they are asked for."""
+    decoder: str = machine_only("auto")
+    """native, simplejpeg, torchvision, pillow, nvjpeg (on a CUDA device), or auto: the first of the
+    first three that is there. Pixels differ a little (`mobilenext/data/decoders.py`)."""
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "eval_size"):
+            size = getattr(self, key)
+            check(1 <= size <= LARGEST_SIZE, f"data.{key}", f"1 to {LARGEST_SIZE} pixels", size)
+        ratio, pixels = self.eval_crop_ratio, self.eval_batch_size * self.eval_size**2
+        check(0.1 <= ratio <= 1, "data.eval_crop_ratio", "a number in [0.1, 1]", ratio)
+        expected = f"at most {LARGEST_BATCH // self.eval_size**2} for data.eval_size"
+        check(pixels <= LARGEST_BATCH, "data.eval_batch_size", expected, self.eval_batch_size)
+        check_choice("data.eval_interpolation", self.eval_interpolation, ("bilinear", "bicubic"))
+        hint = "of pixels scaled to 0 to 1 (values for 0 to 255 divided by 255)"
+        expected = f"3 numbers from 0 to 1, {hint}"
+        check(are_shares(self.mean), "data.mean", expected, self.mean)
+        expected = f"3 numbers above 0, up to 1, {hint}"
+        check(are_shares(self.std) and 0 not in self.std, "data.std", expected, self.std)
+        check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        share = self.max_bad_share
+        check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
+        workers = self.workers
+        fits = workers is None or 0 <= workers <= MOST_WORKERS
+        check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
+        check_choice("data.decoder", self.decoder, DECODERS)
+
+
+@dataclass
+class AugmentConfig:
+    """Group `augment`: arguments of `mobilenext.data.train_transform` and of `Mixing`."""
+
+    crop_scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+    """Range of the random crop's share of the image's area."""
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    """Range of the random crop's width over height."""
+    interpolation: str = "random"
+    """bilinear, bicubic, or random: one of the two for each image."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """Strength for brightness, contrast, saturation and hue."""
+    randaugment: str | None = None
+    """timm's description, for instance rand-m9-mstd0.5."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        for key in ("crop_scale", "crop_ratio"):
+            low_high = getattr(self, key)
+            check(
+                len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+                f"augment.{key}",
+                "[low, high] with 0 < low <= high",
+                low_high,
+            )
+        check(self.crop_scale[-1] <= 1, "augment.crop_scale", "shares up to 1", self.crop_scale)
+        for key in ("hflip", "erasing"):
+            check(0 <= getattr(self, key) <= 1, f"augment.{key}", "in [0, 1]", getattr(self, key))
+        for key in ("mixup", "cutmix"):
+            check(getattr(self, key) >= 0, f"augment.{key}", "0 or more", getattr(self, key))
+        jitter = self.color_jitter
+        check(
+            len(jitter) == 4 and min(jitter) >= 0 and jitter[3] <= 0.5,
+            "augment.color_jitter",
+            "4 numbers from 0 on, hue at most 0.5",
+            jitter,
+        )
+
+
+@dataclass
+class RuntimeConfig:
+    """Group `runtime`."""
+
+    device: str = machine_only("auto")
+    """auto (CUDA if there is one), cpu, cuda or mps."""
+    precision: str = "auto"
+    """fp32, tf32, bf16, fp16, or auto: bf16 on CUDA, else fp32. Evaluation is float32 always."""
+    channels_last: bool = True
+    """Memory format of images and weights."""
+    compile: bool = False
+    """torch.compile the network for training."""
+    deterministic: bool = False
+    """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
+    micro_batch: int | None = None
+    """Images of one forward pass of one process; the rest of its share is accumulated."""
+    threads: int | None = machine_only(None)
+    """Threads of torch in each process; null: torch's choice."""
+    log_every: int = machine_only(50)
+    """Optimiser steps between reports."""
+    timeout_minutes: float = machine_only(30.0)
+    """How long one process may hang before the job ends and says which one it was."""
+
+    def __post_init__(self) -> None:
+        for key in ("micro_batch", "threads", "log_every"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"runtime.{key}", "at least 1", value)
+        check(self.timeout_minutes > 0, "runtime.timeout_minutes", "above 0", self.timeout_minutes)
+
+
+@dataclass
+class CheckpointConfig:
+    """Entry `checkpoint`; besides those at each epoch's end."""
+
+    every_steps: int | None = None
+    """Optimiser steps between checkpoints within an epoch; null: not by steps."""
+    every_minutes: float | None = 10.0
+    """Minutes between them; null: not by time."""
+    max_share: float = 0.05
+    """Share of the time that writing may take; what would exceed it is put off. Only the
+    checkpoints of a new best epoch and of the last one are written in any case."""
+    keep: int = 2
+    """How many of the newest to keep, beside the best."""
+
+    def __post_init__(self) -> None:
+        for key in ("every_steps", "keep"):
+            value = getattr(self, key)
+            check(value is None or value >= 1, f"checkpoint.{key}", "at least 1", value)
+        minutes, share = self.every_minutes, self.max_share
+        check(minutes is None or minutes >= 0, "checkpoint.every_minutes", "0 or more", minutes)
+        check(0 < share <= 1, "checkpoint.max_share", "a share in (0, 1]", share)

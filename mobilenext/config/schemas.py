@@ -1,0 +1,152 @@
+"""From composed YAML to dataclasses and back: names, types, interpolations, missing values."""
+
+import dataclasses
+import os
+import re
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mobilenext.config.fields import parse_number
+from mobilenext.errors import InputError, UserError
+from mobilenext.plain import check_plain
+
+
+def schema_name(schema: type) -> str:
+    """The name by which YAML calls a job's dataclass: `train_schema` for `TrainConfig`."""
+    words = re.findall("[A-Z][a-z0-9]*", schema.__name__.removesuffix("Config"))
+    return "_".join([*map(str.lower, words), "schema"])
+
+
+def register(schema: type) -> None:
+    """Give Hydra a job's dataclass, and OmegaConf the meaning of `${number:1/6}`.
+
+    Dataclasses that it extends are registered as well, since its YAML extends theirs.
+    """
+    for one in schema.__mro__:
+        if dataclasses.is_dataclass(one):
+            ConfigStore.instance().store(name=schema_name(one), node=_schema_node(one))
+    OmegaConf.register_new_resolver("number", parse_number, replace=True)
+
+
+def _schema_node(schema: type) -> DictConfig:
+    """A schema as Hydra merges it.
+
+    One that extends another is merged over the other's composed config (configs/loader_report.yaml)
+    and must not reset what that says: inherited fields come without their defaults.
+    """
+    node = OmegaConf.structured(schema)
+    if dataclasses.is_dataclass(schema.__base__):
+        for item in dataclasses.fields(schema.__base__):
+            node[item.name] = MISSING
+    return node
+
+
+def is_text(config: type, key: str) -> bool:
+    """Whether a key of a job's config holds text: a path or a name, or a list of them.
+
+    Args:
+        config: The job's dataclass.
+        key: Dotted, for instance data.root.
+    """
+    schema: Any = config
+    hint: Any = schema
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(schema):
+            return False
+        item = next((item for item in dataclasses.fields(schema) if item.name == name), None)
+        if item is None:
+            return False
+        hint = get_type_hints(schema)[name]
+        schema = item.metadata.get("entries_of", hint)
+    return hint in (str, str | None, list[str])
+
+
+def typed(config: DictConfig) -> Any:
+    """Turn a composed config into its dataclass, interpolations resolved.
+
+    Raises:
+        InputError: A value is missing, of a wrong type or out of range.
+    """
+    _refuse_unknown(config)
+    try:
+        return _with_home(OmegaConf.to_object(config))
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None)
+        raise InputError(f"{key} has no value: add {key}=... to the command") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise InputError(f"{key}: {cause or str(error).splitlines()[0]}") from error
+
+
+def _refuse_unknown(config: DictConfig, place: str = "") -> None:
+    """A key that was added with `+` must not be ignored."""
+    schema = OmegaConf.get_type(config)
+    if not dataclasses.is_dataclass(schema):
+        return
+    known = [item.name for item in dataclasses.fields(schema)]
+    for key in config:
+        if key not in known:
+            raise InputError(f"unknown key {place}{key}: expected one of {', '.join(known)}")
+        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key):
+            value = config[key]
+            if isinstance(value, DictConfig):
+                _refuse_unknown(value, f"{place}{key}.")
+
+
+def _with_home(config: Any) -> Any:
+    """The same config, `~` in front of its paths replaced by the home folder."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            _with_home(value)
+        elif item.metadata.get("path") and isinstance(value, str):
+            setattr(config, item.name, os.path.expanduser(value))
+        elif item.metadata.get("path") and isinstance(value, list):
+            setattr(config, item.name, [os.path.expanduser(path) for path in value])
+    return config
+
+
+def from_plain(schema: type, values: dict[str, Any]) -> Any:
+    """A dataclass from plain values, such as a checkpoint has; names and types are checked.
+
+    Nothing in them is interpolated: `${oc.env:NAME}` in a file stays these characters.
+
+    Raises:
+        InputError: A name or a type does not fit.
+    """
+    try:
+        check_plain(values, f"the values of a {schema.__name__}")
+        merged = OmegaConf.merge(OmegaConf.structured(schema), _escaped(values))
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"the stored {schema.__name__} does not fit this version: {str(error).splitlines()[0]}"
+        ) from error
+    assert isinstance(merged, DictConfig)
+    return typed(merged)
+
+
+def _escaped(value: Any) -> Any:
+    """The value with each `${` in its strings written so that OmegaConf reads it as it stands."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(?<!\\)(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return value
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """A config dataclass as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))

@@ -1,0 +1,116 @@
+"""The config of a training run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mobilenext.config.fields import (
+    MISSING,
+    added_later,
+    check,
+    check_choice,
+    check_multipliers,
+    machine_only,
+    parse_number,
+)
+from mobilenext.config.groups import (
+    AugmentConfig,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    RuntimeConfig,
+)
+from mobilenext.config.run import HasRun, absolute
+from mobilenext.errors import InputError
+
+
+@dataclass
+class TrainConfig(HasRun):
+    """Job `train`, and what a checkpoint says of the run that it belongs to."""
+
+    name: str = MISSING
+    """First part of the run folder's name."""
+    output_dir: str = machine_only("runs", path=True)
+    """Where run folders lie."""
+    seed: int = 0
+    """Decides initial weights, order, augmentation and dropout."""
+    width: float = 1.0
+    """Width multiplier of the network."""
+    identity: Any = 1.0
+    """Identity tensor multiplier of the network, in (0, 1]; a number or a fraction such as 1/6."""
+    strides: list[int] = MISSING
+    """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
+    epochs: int = MISSING
+    """Passes over the training split, cool-down included."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1)."""
+    decay_norm_and_bias: bool = False
+    """Whether weight decay also holds for norms and biases."""
+    clip_grad_norm: float | None = None
+    """Upper bound of the gradient's norm; null: none."""
+    ema_decay: float | None = None
+    """Decay per step of averaged weights, which are then the run's result; null: no averaging."""
+    ema_warmup: bool = False
+    """Begin with a smaller decay that grows towards `ema_decay`."""
+    nonfinite: str = "stop"
+    """A loss or gradient that is not finite ends the run (stop), or its step is left out and
+    counted (skip; the host then waits for the device once a step, and more than 30 in a row end
+    the run). With fp16, gradients that overflow are left out in either case, by its scaler."""
+    batch_norm: str = "reduce"
+    """Running statistics of several processes: averaged before each evaluation (reduce), those of
+    rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
+    init_from: str | None = added_later(None, path=True)
+    """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
+    (.safetensors or what torch.save wrote). A classifier for other classes is made anew."""
+    freeze_backbone: bool = added_later(False)
+    """Train the classifier only; the rest stays as it is, running statistics included, and is in
+    evaluation mode."""
+    layer_decay: float | None = added_later(None)
+    """Learning rate of each group of layers over that of the next one, from the classifier down; in
+    (0, 1]; null: all learn at the same rate."""
+    checkpoint: CheckpointConfig = field(
+        default_factory=CheckpointConfig, metadata={"machine_only": True}
+    )
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentConfig = MISSING
+    optimizer: dict[str, Any] = MISSING
+    """`_target_` of a torch optimiser and its arguments, all but `params`."""
+    schedule: dict[str, Any] = MISSING
+    """`_target_` of a function in `mobilenext.optim.schedules` and its arguments."""
+    runtime: RuntimeConfig = MISSING
+
+    def recipe(self) -> dict[str, Any]:
+        """See `HasRun.recipe`; a file with weights is named by its absolute path."""
+        plain = super().recipe()
+        if self.init_from is not None:
+            plain["init_from"] = absolute(self.init_from)
+        return plain
+
+    def __post_init__(self) -> None:
+        self.identity = parse_number(self.identity)
+        check_multipliers(self.width, self.identity)
+        check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        smoothing, decay, clip = self.label_smoothing, self.ema_decay, self.clip_grad_norm
+        check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
+        check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
+        check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
+        given, layers = self.init_from is not None, self.layer_decay
+        check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)
+        check(
+            given or not self.freeze_backbone,
+            "freeze_backbone",
+            "false, or init_from=FILE beside it: there is nothing to keep in random weights",
+            self.freeze_backbone,
+        )
+        check("lr" in self.optimizer, "optimizer", "an entry lr", sorted(self.optimizer))
+        lr = self.optimizer["lr"]
+        check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)
+        check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
+        check_choice("batch_norm", self.batch_norm, ("reduce", "broadcast", "sync"))
+        is_sgd = str(self.optimizer.get("_target_")).endswith(".SGD")
+        if is_sgd and self.optimizer.get("fused") and self.runtime.precision == "fp16":
+            # torch 2.14 leaves uninitialised memory in the momentum when the first step overflows.
+            raise InputError(
+                "optimizer.fused=true: SGD's fused form spoils its momentum together with the "
+                "gradient scaler of runtime.precision=fp16; use bf16, or optimizer.fused=false"
+            )

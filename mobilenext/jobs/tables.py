@@ -1,0 +1,123 @@
+"""Tables from result.json files: measured numbers beside the paper's."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mobilenext.config import ModelConfig
+from mobilenext.config.fields import MISSING, path_field, path_list
+from mobilenext.config.targets import build
+from mobilenext.errors import InputError
+from mobilenext.files import write_atomically
+from mobilenext.models.complexity import measure_complexity
+from mobilenext.runtime.distributed import Process
+from mobilenext.tables import (
+    Network,
+    arguments_of,
+    measured_results,
+    read_results,
+    tables_of,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from mobilenext.training.monitor import say
+
+
+@dataclass
+class TablesConfig:
+    """Job `render_tables`."""
+
+    runs: list[str] = path_list(positional=True)
+    """Run folders, folders of such, or result.json files; none: those that came with the source."""
+    output: str | None = path_field(None)
+    """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
+    update: list[str] = path_list()
+    """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
+    <!-- /table -->."""
+    width: float = 1.0
+    """Of the networks whose cost is counted, and so are the next two."""
+    identity: Any = 1.0
+    strides: list[int] = MISSING
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Networks whose cost stands in the tables, by name."""
+
+
+MARKED = re.compile(r"<!-- table: (\S+) -->.*?<!-- /table -->", re.DOTALL)
+FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
+
+
+def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
+    """Print all tables as Markdown, and write them if a folder is given.
+
+    Args:
+        config: The job's config.
+        process: This process.
+
+    Returns:
+        `tables`, the Markdown by the tables' names.
+
+    Raises:
+        InputError: A path has no results, results contradict each other, or the folder can't be
+            written to.
+    """
+    paths = [Path(path).expanduser() for path in config.runs]
+    results = read_results(paths) if paths else measured_results()
+    built = tables_of(results, [counted(model) for model in config.models.values()])
+    say("\n\n".join(to_markdown(table) for table in built).rstrip(), process)
+    if config.output is not None:
+        output = Path(config.output).expanduser()
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            for table in built:
+                for suffix, render in FORMATS.items():
+                    text = render(table)
+                    path = output / f"{table.name}{suffix}"
+                    write_atomically(path, lambda file, text=text: file.write(text.encode()))
+        except OSError as error:
+            raise InputError(f"output={config.output}: can't write there ({error})") from error
+        say(f"\nwritten to {output}: {', '.join(table.name for table in built)}", process)
+    rendered = {table.name: to_markdown(table) for table in built}
+    for name in config.update:
+        _update(Path(name).expanduser(), rendered)
+    return {"tables": rendered}
+
+
+def counted(model: ModelConfig) -> Network:
+    """A network's cost at 224 px with 1,000 classes."""
+    with torch.device("meta"):
+        cost = measure_complexity(build(model.network, num_classes=1000), 224)
+    return Network(model.name, arguments_of(model.network), cost.params, cost.madds)
+
+
+def renew(text: str, tables: dict[str, str]) -> str:
+    """Markdown with its marked tables rendered anew.
+
+    Args:
+        text: Has <!-- table: NAME --> and <!-- /table --> around each table.
+        tables: Markdown by name.
+
+    Raises:
+        InputError: There is no table of such a name.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in tables:
+            raise InputError(f"there is no table {name}: expected one of {', '.join(tables)}")
+        return f"<!-- table: {name} -->\n{tables[name]}<!-- /table -->"
+
+    return MARKED.sub(replace, text)
+
+
+def _update(path: Path, tables: dict[str, str]) -> None:
+    try:
+        old = path.read_text()
+        new = renew(old, tables)
+        if new != old:
+            write_atomically(path, lambda file: file.write(new.encode()))
+    except OSError as error:
+        raise InputError(f"update={path}: expected a Markdown file ({error})") from error

@@ -1,0 +1,200 @@
+"""Training of a classifier, from top to bottom.
+
+`train` is the order of things. What it calls is in the rooms: `assembly` makes the objects that the
+config describes, `data` makes batches, `training.run` does what every run does (checkpoints,
+reports, signals), `training.step` one optimiser step, `metrics` counts. The network, the optimiser,
+the schedule and the data source arrive by `_target_` from the config.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+from mobilenext.assembly.data import class_loaders, device_augment, device_batches, mixing
+from mobilenext.assembly.network import (
+    averages,
+    described,
+    new_network,
+    new_optimizer,
+    new_schedule,
+    new_update,
+    run_settings,
+    train_mode,
+    try_step,
+    unites_by,
+)
+from mobilenext.config import TrainConfig, to_plain, to_yaml
+from mobilenext.config.targets import build
+from mobilenext.data import ImageData
+from mobilenext.metrics.classification import SmoothedCrossEntropy, score
+from mobilenext.models.complexity import Complexity
+from mobilenext.optim import set_learning_rate
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.precision import Precision
+from mobilenext.seeding import seed_devices
+from mobilenext.training.measures import TOP1
+from mobilenext.training.meter import TrainMeter
+from mobilenext.training.monitor import format_seconds, say
+from mobilenext.training.run import Run
+from mobilenext.training.run_folder import RunFolder
+from mobilenext.training.state import TrainState
+
+
+def train(config: TrainConfig, process: Process) -> dict[str, Any]:
+    """Train a network, evaluate it after every epoch, and leave a run folder behind.
+
+    A finished folder is not touched: its result comes back at once. A folder with a checkpoint is
+    taken up after the checkpoint's step.
+
+    Args:
+        config: The job's config.
+        process: This process among those of the job; rank 0 writes.
+
+    Returns:
+        What result.json says. Accuracies are in per cent, of the weights after the last epoch: the
+        averaged ones if `ema_decay` is set.
+
+    Raises:
+        InputError: Something in the config, the data or the folder is not what it has to be.
+        DivergedError: The loss or the gradient stopped being finite.
+        Preempted: A signal asked for the end; a checkpoint has been written.
+    """
+    folder = RunFolder(config.run_path)
+    finished = process.on_main(folder.result)
+    if finished is not None:
+        say(_finished_line(finished, folder), process)
+        return finished
+    with ExitStack() as opened:
+        # ---- data ----
+        images: ImageData = build(config.data.source)
+        loaders = opened.enter_context(class_loaders(config, images, process))
+        to_device = device_batches(config.data, process, config.runtime.channels_last)
+        augment = device_augment(config, process)
+        mix = mixing(config, len(images.classes))
+
+        # ---- network, optimiser, schedule ----
+        network, cost = new_network(config, len(images.classes), process)
+        average = averages(network, config)
+        optimizer = new_optimizer(network, config)
+        rate = new_schedule(config, len(loaders.train))
+        precision = Precision(config.runtime.precision, process.device)
+        try_step(config, network, len(images.classes), precision, process)
+        update = new_update(network, optimizer, precision, config, process)
+        loss = SmoothedCrossEntropy(config.label_smoothing)
+
+        # ---- the run; nothing has been written so far ----
+        meter = TrainMeter(process, update.skips_nonfinite, precision.scaler.is_enabled())
+        state = TrainState(
+            described(config, images), network, average, {"optimizer": optimizer},
+            precision.scaler, meter, TOP1, unites_by(config),
+        )  # fmt: skip
+        run = Run(process, folder, state, loaders, rate, run_settings(config), to_yaml(config))
+        opened.enter_context(run)
+        if run.earlier is not None:
+            return run.earlier
+        say(_start_lines(config, run, cost, images, precision), process)
+        for epoch in run.epochs():
+            train_mode(network, config.freeze_backbone)
+            for step in run.steps(epoch, to_device.ahead):
+                pixels, host_labels = step.batch
+                run.show("train/images", pixels)
+                inputs, labels = to_device(pixels, host_labels, augment.at(epoch, step.index))
+                inputs, targets = mix(inputs, labels, epoch, step.index)
+                set_learning_rate(optimizer, step.lr)
+                seed_devices("step", config.seed, step.number, process.rank)
+                step.measured = update((inputs, targets, labels), loss)
+                if average is not None:
+                    average.update(network, step.number + 1)
+            run.end_epoch(
+                epoch,
+                lambda weights: score(
+                    weights, loaders.val, to_device, process, len(images.val), run.interrupted
+                ),
+            )
+        result = run.finish(
+            _entries(config, run, cost, precision, loaders.train.decoder),
+            _hyperparameters(config, precision),
+            told=("top1", "top5", "best_top1", "num_params", "madds"),
+        )
+    say(_last_line(result, config, folder), process)
+    return result
+
+
+def _start_lines(
+    config: TrainConfig, run: Run, cost: Complexity, images: ImageData, precision: Precision
+) -> str:
+    step, process = run.state.step, run.process
+    done_before = f" (going on after step {step:,})" if step else ""
+    first = (
+        f"{config.model.name} width {config.width:g} ({cost.params:,} parameters, "
+        f"{cost.madds / 1e6:.1f} M MAdds at {config.data.eval_size} px) on "
+        f"{config.data.name}: {len(images.train):,} + {len(images.val):,} images, "
+        f"epochs: {config.epochs}{done_before}, batch {config.data.global_batch_size} on "
+        f"{process.world_size} x {process.device.type}, {precision.name}"
+    )
+    notes = [f"note: {note}" for note in images.notes]
+    decoder = f"images decoded by: {run.loaders.train.decoder}"
+    return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
+
+
+def _entries(
+    config: TrainConfig, run: Run, cost: Complexity, precision: Precision, decoder: str
+) -> dict[str, Any]:
+    """What result.json says of network, data and settings."""
+    begun_with = run.state.described.get("init_from")
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        "num_params": cost.params,
+        "madds": cost.madds,
+        "image_size": config.data.eval_size,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "precision": precision.name,
+        "decoder": decoder,
+        **({"init_from": begun_with} if config.init_from is not None else {}),
+        "config": to_plain(config),
+    }
+
+
+def _hyperparameters(config: TrainConfig, precision: Precision) -> dict[str, float | str]:
+    """What runs are compared by in TensorBoard; the same keys for all of them."""
+    optimizer = config.optimizer
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        "image_size": config.data.image_size,
+        "eval_size": config.data.eval_size,
+        "batch": config.data.global_batch_size,
+        "epochs": config.epochs,
+        "optimizer": optimizer["_target_"].rpartition(".")[2],
+        "lr": optimizer["lr"],
+        "weight_decay": optimizer.get("weight_decay", 0.0),
+        "schedule": config.schedule["_target_"].rpartition(".")[2],
+        "label_smoothing": config.label_smoothing,
+        "mixup": config.augment.mixup,
+        "cutmix": config.augment.cutmix,
+        "ema_decay": config.ema_decay or 0.0,
+        "precision": precision.name,
+        "seed": config.seed,
+    }
+
+
+def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -> str:
+    return (
+        f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
+        f"{result['count']:,} held-out {config.data.name} images "
+        f"(best epoch: {result['best_epoch']:.0f}, {result['best_top1']:.2f} %) "
+        f"in {format_seconds(result['wall_seconds'])}\nrun folder: {folder.path}"
+    )
+
+
+def _finished_line(result: dict[str, Any], folder: RunFolder) -> str:
+    used = result["hardware"]
+    return (
+        f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
+        f"{used['device']}, {used['threads_per_process']} threads each)\nrun folder: {folder.path}"
+    )

@@ -1,0 +1,1 @@
+"""What predictions are worth, exactly, for any number of processes."""

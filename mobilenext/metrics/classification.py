@@ -1,0 +1,109 @@
+"""Accuracy of a classifier: each image exactly once, for any number of processes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobilenext.data import DeviceBatches, Loader
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.precision import ieee_float32
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module,
+    loader: Loader,
+    to_device: DeviceBatches,
+    process: Process,
+    expected: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
+
+    Every process adds up its own images; one sum over all processes follows. Float64 sums of whole
+    numbers below 2**53 are exact, so the accuracies do not depend on the number of processes.
+
+    Args:
+        network: The bare network (not its distributed wrapper), the same on all processes; is left
+            in evaluation mode. Computes in float32.
+        loader: This process's share of the images.
+        to_device: From host batches to normalised images.
+        process: This process.
+        expected: Images of all processes together.
+        interrupted: Asked before each batch; where it says so, this process gives up.
+
+    Returns:
+        top1, top5, loss, count; unreadable: images that are not part of the count. None if any
+        process gave up.
+
+    Raises:
+        RuntimeError: The processes saw another number of images than expected.
+    """
+    network.eval()
+    exact = torch.float32 if process.device.type == "mps" else torch.float64
+    sums = torch.zeros(4, dtype=exact, device=process.device)
+    gave_up = interrupted()
+    for pixels, host_labels in to_device.ahead(loader.epoch(0)):
+        gave_up = gave_up or interrupted()
+        if gave_up:
+            break
+        images, labels = to_device(pixels, host_labels)
+        with ieee_float32():
+            logits = network(images)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        seen = torch.tensor(float(len(labels)), device=sums.device)
+        sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
+    others = torch.tensor([loader.missed, gave_up], dtype=exact, device=process.device)
+    told = process.all_reduce_sum(torch.cat([sums, others])).tolist()
+    top1, top5, loss, count, unreadable, given_up = told
+    if given_up:
+        return None
+    if int(count + unreadable) != expected or not count:
+        raise RuntimeError(
+            f"evaluated {int(count)} images and could not read {int(unreadable)}, the split has "
+            f"{expected}"
+        )
+    return {
+        "top1": 100 * top1 / count,
+        "top5": 100 * top5 / count,
+        "loss": loss / count,
+        "count": int(count),
+        "unreadable": int(unreadable),
+    }
+
+
+class SmoothedCrossEntropy:
+    """The loss of classification training, and how many images are classified as their label.
+
+    Args:
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(
+        self, network: nn.Module, images: Tensor, targets: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats, and the number of correct predictions.
+
+        Args:
+            network: Makes logits (N, num_classes) of images.
+            images: (N, 3, H, W).
+            targets: Class indices (N,), or probabilities (N, num_classes) of mixed images.
+            labels: Class indices (N,) that count as correct.
+        """
+        logits = network(images).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+
+def check_logits(logits: Any, shape: tuple[int, int]) -> None:
+    """Raise `ValueError` unless a network's output is a tensor of this shape (N, num_classes)."""
+    if not isinstance(logits, Tensor) or logits.shape != shape:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"expected logits of shape {shape}, got {got}")

@@ -1,0 +1,303 @@
+"""One training run, from an empty or torn folder to its result: what every loop does alike.
+
+A loop builds its data, network and optimiser, enters a `Run`, and writes its own epochs and steps.
+The run gives it the batches, one after the other; what has to follow a step (count, report, agree
+with the other processes, save, end) follows when the loop asks for the next batch. It never calls
+the network, has no hooks and is not subclassed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mobilenext.errors import DivergedError
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.provenance import provenance
+from mobilenext.training.checkpoint import Checkpoints
+from mobilenext.training.meter import Clock
+from mobilenext.training.monitor import Monitor, say
+from mobilenext.training.run_folder import RunFolder
+from mobilenext.training.session import Session
+from mobilenext.training.state import Scores, TrainState
+from mobilenext.training.step import Measured
+from mobilenext.training.unreadable import Loaders, gather_unreadable
+from mobilenext.training.weights_files import save_weights
+
+PREFETCH = 4
+"""Batches before the end of an epoch at which those of the evaluation are begun: the threads of
+training have nothing left to decode by then."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a run goes, apart from what it learns."""
+
+    epochs: int
+    """Of the whole run."""
+    log_every: int = 50
+    """Optimiser steps between reports."""
+    timeout_minutes: float = 30.0
+    """How long a process may hang."""
+    init_from: Path | None = None
+    """File with weights to begin with."""
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `Checkpoints`."""
+
+
+@dataclass
+class Step:
+    """One optimiser step, as the loop sees it."""
+
+    epoch: int
+    index: int
+    """Number of its batch in the epoch."""
+    number: int
+    """Optimiser steps done before it, in the whole run."""
+    batch: Any
+    lr: float
+    """Learning rate, before the scales of parameter groups."""
+    measured: Measured | None = None
+    """What came out; the loop has to set it."""
+
+
+class Run:
+    """A run's state, folder, session and reports, together.
+
+    Entering it takes the folder's lock and the newest whole checkpoint, or the given weights, and
+    rewinds the reports to it. Nothing is written before.
+
+    Args:
+        process: This process.
+        folder: The run's folder.
+        state: What a checkpoint has; its meter counts the steps.
+        loaders: Their epochs are iterated over, and begun ahead of their use.
+        rate: Learning rate at a step.
+        settings: See there.
+        config_yaml: The resolved config, for the folder and TensorBoard.
+
+    Attributes:
+        earlier: The result of a run that another job finished meanwhile; there is nothing to do.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        folder: RunFolder,
+        state: TrainState,
+        loaders: Loaders,
+        rate: Callable[[int], float],
+        settings: RunSettings,
+        config_yaml: str,
+    ) -> None:
+        self.process, self.folder, self.state, self.loaders = process, folder, state, loaders
+        self.rate, self.settings, self.config_yaml = rate, settings, config_yaml
+        self.checkpoints = Checkpoints(folder.path, **settings.checkpoint)
+        self.session = Session(process, folder, settings.timeout_minutes)
+        self.provenance = provenance(process)
+        self.earlier: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.session)
+            self.earlier = self.process.on_main(self.folder.result)
+            if self.earlier is None:
+                self._restore()
+                self.process.on_main(lambda: self.folder.create(self.config_yaml))
+                self.session.begin(self.state.step)
+                self.monitor = Monitor(
+                    self.folder, self.process, self.state.measure, self.settings.epochs,
+                    len(self.loaders.train), self.state.step, self.state.epoch,
+                )  # fmt: skip
+                stack.callback(self.monitor.close)
+                self.monitor.tell_config(self.config_yaml)
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return self.stack.__exit__(kind, error, trace)
+
+    def _restore(self) -> None:
+        found = self.process.on_main(self.checkpoints.load)
+        for text in found.passed_over:
+            say(f"warning: {text}", self.process)
+        if found.state is not None:
+            self.state.restore(found.state, found.path, self.process)
+            if self.state.is_best:  # a kill may have come before it was marked
+                self.process.on_main(lambda: self.checkpoints.mark_best(found.path))
+        elif self.settings.init_from is not None:
+            self.state.begin_with(self.settings.init_from, self.process)
+
+    def epochs(self) -> range:
+        """Numbers of the epochs that are to be done, from 0 on."""
+        return range(self.state.epoch, self.settings.epochs)
+
+    def steps(self, epoch: int, ahead: Callable[[Iterable[Any]], Iterator[Any]]) -> Iterator[Step]:
+        """The epoch's steps from where the run is; has to be iterated over to its end.
+
+        Args:
+            epoch: Of `epochs()`.
+            ahead: Passes batches on, begun ahead of their use; see `DeviceBatches.ahead`.
+        """
+        batches, state = self.loaders.train, self.state
+        first = state.step - epoch * len(batches)
+        waited_for = self.session.watched(ahead(batches.epoch(epoch, first)))
+        shown = self.monitor.steps(waited_for, epoch, first)
+        for index, batch in enumerate(state.meter.timed(shown), first):
+            step = Step(epoch, index, state.step, batch, self.rate(state.step))
+            yield step
+            assert step.measured is not None, "the loop has to set step.measured"
+            self._after(step, step.measured, last=index + 1 == len(batches))
+
+    def _after(self, step: Step, measured: Measured, last: bool) -> None:
+        self.state.stepped()
+        self.state.meter.add(measured)
+        if step.index + PREFETCH == len(self.loaders.train):
+            self.loaders.val.prefetch(0)
+        if (step.index + 1) % self.settings.log_every == 0 or last:
+            self._collect()
+            self.monitor.interval(step.epoch, self.state.step, step.lr, self.state.meter.close())
+        due = not last and self.checkpoints.due(self.state.step)
+        stop, save = self.session.after(self.state.step, due)
+        if stop or (save and not last):
+            self.save()
+        if stop:
+            raise self.session.preempted()
+
+    def show(self, name: str, pictures: Tensor) -> None:
+        """Show pictures, uint8 (N, H, W, 3), in TensorBoard; only the first of a name."""
+        self.monitor.show_once(name, pictures)
+
+    def interrupted(self) -> bool:
+        """Whether this process got a signal; asked between the batches of an evaluation."""
+        return self.session.interrupted()
+
+    def end_epoch(self, epoch: int, score: Callable[[nn.Module], dict[str, Any] | None]) -> None:
+        """Unite the norms, evaluate, record, report, and save if that is due.
+
+        Args:
+            epoch: Of `epochs()`.
+            score: Scores of one set of weights; None if a signal came meanwhile (see
+                `interrupted`): then the state is saved and the run ends.
+        """
+        state = self.state
+        state.unite_batch_norms(self.process)
+        if epoch + 1 < self.settings.epochs:
+            self.loaders.train.prefetch(epoch + 1)
+        scores: Scores = {}
+        for name, weights in state.evaluated().items():
+            values = score(weights)
+            if values is None:
+                self.save()
+                raise self.session.preempted()
+            scores[name] = values
+        if not all(math.isfinite(values["loss"]) for values in scores.values()):
+            raise self._diverged(state.step)
+        state.record(scores)
+        self.monitor.epoch(epoch, state.step, state.meter.close_epoch(), scores)
+        last = epoch + 1 == self.settings.epochs
+        if last or state.is_best or self.process.on_main(self.checkpoints.affordable):
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is; all processes call this together."""
+        self._collect()
+        self._check_weights()
+        gather_unreadable(self.state, self.loaders, self.process, self.folder)
+        self.monitor.flush()
+        self.state.gather(self.process)
+        self.process.on_main(self._write)
+        self.state.meter.pause()
+
+    def finish(
+        self, own: dict[str, Any], hyperparameters: dict[str, float | str], told: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """Write the final weights and the result, which marks the run as finished.
+
+        Args:
+            own: Entries of the result that the loop knows: network, data, settings.
+            hyperparameters: What TensorBoard compares runs by.
+            told: Entries of the result that it shows beside them.
+
+        Returns:
+            The result.
+        """
+        result = self.process.on_main(lambda: own | self._records()) | self.provenance
+
+        def write() -> None:
+            state = self.state
+            with self.folder.writable():
+                description = {**state.described, "scores": state.scores}
+                save_weights(self.folder.weights, state.evaluated()[state.headline], description)
+            numbers = {name: result[name] for name in told}
+            self.monitor.hyperparameters(hyperparameters, numbers, state.scores, state.step)
+            self.folder.write_result(result)
+
+        self.process.on_main(write)
+        return result
+
+    def _records(self) -> dict[str, Any]:
+        state, clock, measure = self.state, self.clock, self.state.measure.key
+        return {
+            **state.scores[state.headline],
+            f"best_{measure}": state.best[measure],
+            "best_epoch": state.best["epoch"],
+            "scores": state.scores,
+            "steps": state.step,
+            "images_seen": clock.images,
+            "unreadable_images": {split: len(known) for split, known in state.unreadable.items()},
+            "images_per_second": clock.images_per_second,
+            "data_wait_share": clock.data_wait_share,
+            "wall_seconds": clock.wall_seconds,
+            "sessions": self.folder.sessions_begun(),
+            "history": self.folder.history(self.state.measure),
+        }
+
+    @property
+    def clock(self) -> Clock:
+        """Time and work of the run so far."""
+        return self.state.meter.clock
+
+    def _write(self) -> None:
+        self.checkpoints.save(self.state.to_plain())
+        if self.state.is_best:
+            self.checkpoints.mark_best(self.checkpoints.last)
+
+    def _collect(self) -> None:
+        """Read the device; nothing is reported or saved of a step that must not have been."""
+        bad_step = self.state.meter.collect(self.state.step)
+        if bad_step is not None:
+            raise self._diverged(bad_step)
+
+    def _check_weights(self) -> None:
+        """The last step's update may have gone too far though its gradient was finite."""
+        tensors = [
+            value
+            for network in self.state.evaluated().values()
+            for value in (*network.parameters(), *network.buffers())
+        ]
+        bad = torch.stack([~value.isfinite().all() for value in tensors]).sum()
+        if self.process.all_reduce_sum(bad).item():
+            raise self._diverged(self.state.step)
+
+    def _diverged(self, step: int) -> DivergedError:
+        kept = "there is no checkpoint yet"
+        if self.checkpoints.last.exists():
+            kept = f"the last good checkpoint is {self.checkpoints.last}"
+        return DivergedError(
+            f"loss, gradient or weights are not finite at step {step} (epoch "
+            f"{self.state.epoch + 1}, learning rate {self.rate(step - 1):g}); {kept}. Try a lower "
+            "optimizer.lr, a longer schedule.warmup_epochs, or clip_grad_norm=1; nonfinite=skip "
+            "leaves single such steps out"
+        )

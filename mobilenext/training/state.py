@@ -1,0 +1,212 @@
+"""The state of a training run, named once: what a checkpoint has and what training goes on from."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from mobilenext.errors import InputError
+from mobilenext.models.weights import fit_weights
+from mobilenext.runtime.distributed import Process
+from mobilenext.training.measures import TOP1, Measure
+from mobilenext.training.meter import TrainMeter
+from mobilenext.training.monitor import say
+from mobilenext.training.weights_files import load_into, read_weights, sha256_of
+
+Scores = dict[str, dict[str, Any]]
+
+
+class Part(Protocol):
+    """Something with a state of its own, an optimiser for instance."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Go on from a state."""
+        ...
+
+
+@dataclass
+class TrainState:
+    """Weights, averages, optimisers, scaler, position and records of a run.
+
+    No generator state: all random numbers are functions of counters (`mobilenext.seeding`).
+    """
+
+    described: dict[str, Any]
+    """What the network is and was trained on: `model`, `classes`, `data`, `train_images`."""
+    network: nn.Module
+    ema: ModelEmaV3 | None
+    parts: dict[str, Part]
+    """What else has a state, by its entry in checkpoints: `optimizer`, for instance."""
+    scaler: torch.amp.GradScaler
+    meter: TrainMeter
+    measure: Measure = TOP1
+    """What the run is judged by."""
+    batch_norm: str = "reduce"
+    """How processes come to the same running statistics: reduce, broadcast or sync."""
+    epoch: int = 0
+    """Whole epochs done, evaluation included."""
+    step: int = 0
+    """Optimiser steps done."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Highest `measure` of the headline weights, and after how many epochs and steps."""
+    scores: Scores = field(default_factory=dict)
+    """Of the last evaluation, by the weights' name: `val` for the raw ones, `ema` for averages."""
+    unreadable: dict[str, dict[int, str]] = field(default_factory=lambda: {"train": {}, "val": {}})
+    """Images that could not be read so far: by split and index, what is wrong with them."""
+    united: bool = True
+    """Whether all processes have the same running statistics now."""
+    rank_buffers: list[list[Tensor]] | None = None
+    """If they don't, and each one's own count: those of all ranks, for a checkpoint."""
+
+    def __post_init__(self) -> None:
+        self.best = self.best or {self.measure.key: -1.0, "epoch": 0, "step": 0}
+
+    def begin_with(self, path: Path, process: Process) -> None:
+        """Give network and averages the weights of a file, and note which file it was.
+
+        A classifier for other classes keeps its random weights.
+
+        Args:
+            path: As `read_weights` takes it.
+            process: This process; rank 0 reads.
+
+        Raises:
+            InputError: The file can't be read, or its weights are of another network.
+        """
+        try:
+            given, checksum = process.on_main(lambda: (read_weights(path), sha256_of(path)))
+            fitted = fit_weights(given.tensors, self.network)
+        except InputError as error:
+            about = "" if str(path) in str(error) else f"{path}: "
+            raise InputError(f"init_from: {about}{error}") from error
+        for network in self.evaluated().values():
+            network.load_state_dict({**network.state_dict(), **fitted.tensors})
+        self.described["init_from"] = {"path": str(path), "sha256": checksum}
+        classes = len(self.described["classes"])
+        anew = (
+            f" (classifier made anew for {classes} classes)" if fitted.classifier_left_out else ""
+        )
+        which = f", its entry {given.entry}" if given.entry else ""
+        say(f"weights from {path}{which}{anew}", process)
+
+    def evaluated(self) -> dict[str, nn.Module]:
+        """The weights to evaluate, by name."""
+        averages = {"ema": self.ema.module} if self.ema is not None else {}
+        return {"val": self.network, **averages}
+
+    @property
+    def headline(self) -> str:
+        """Name of the weights that are the run's result: the averages if there are any."""
+        return "val" if self.ema is None else "ema"
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights as they are now have the highest measure of the run so far."""
+        return self.step == self.best["step"]
+
+    def record(self, scores: Scores) -> None:
+        """Note an epoch's end, its scores, and whether they are the best so far."""
+        self.epoch += 1
+        self.scores = scores
+        value, key = scores[self.headline][self.measure.key], self.measure.key
+        if value > self.best[key]:
+            self.best = {key: value, "epoch": self.epoch, "step": self.step}
+
+    def stepped(self) -> None:
+        """Note an optimiser step, after which each process has running statistics of its own."""
+        self.step += 1
+        self.united = False
+
+    def unite_batch_norms(self, process: Process) -> None:
+        """Give all processes the same running statistics, as `batch_norm` says.
+
+        While training, each process's norms follow the images of that process (unless they are
+        synchronised). Evaluation is of the united ones, of the network and of its averages.
+        """
+        if not self.united:
+            for network in self.evaluated().values():
+                if self.batch_norm == "reduce":
+                    process.average_buffers(network)
+                else:
+                    process.broadcast_buffers(network)
+        self.united, self.rank_buffers = True, None
+
+    def gather(self, process: Process) -> None:
+        """Bring to rank 0 what only the others know; all of them call this before a checkpoint."""
+        self.rank_buffers = None
+        if self.batch_norm == "reduce" and process.world_size > 1 and not self.united:
+            own = [buffer.cpu() for buffer in self._buffers()]
+            self.rank_buffers = process.gather(own)
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a checkpoint: tensors and plain values only."""
+        return {
+            **self.described,
+            "network": self.network.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            "scaler": self.scaler.state_dict(),
+            "meter": self.meter.to_plain(),
+            "unreadable": self.unreadable,
+            "united": self.united,
+            "rank_buffers": self.rank_buffers,
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "scores": self.scores,
+        }
+
+    def restore(self, plain: dict[str, Any], path: Path, process: Process) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            plain: The checkpoint.
+            path: Where it came from, for messages.
+            process: This process; if there were as many as now, it gets its own statistics back.
+
+        Raises:
+            InputError: It is of another network.
+        """
+        _check_same(self.described, plain, path)
+        load_into(self.network, plain["network"], path)
+        if self.ema is not None:
+            load_into(self.ema.module, plain["ema"], path)
+        for name, part in self.parts.items():
+            part.load_state_dict(plain[name])
+        self.scaler.load_state_dict(plain["scaler"])
+        self.meter.restore(plain["meter"])
+        self.epoch, self.step = plain["epoch"], plain["step"]
+        self.best, self.scores = plain["best"], plain["scores"]
+        if "init_from" in plain:
+            self.described["init_from"] = plain["init_from"]
+        self.unreadable, self.united = plain["unreadable"], plain["united"]
+        ranks = plain["rank_buffers"]
+        if ranks is not None and len(ranks) == process.world_size:
+            for buffer, value in zip(self._buffers(), ranks[process.rank], strict=True):
+                buffer.copy_(value)
+
+    def _buffers(self) -> list[Tensor]:
+        return [b for network in self.evaluated().values() for b in network.buffers()]
+
+
+def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:
+    for part in ("model", "classes", "train_images", "train_labels_crc32"):
+        expected, found = described[part], plain.get(part, described[part])
+        if found == expected:
+            continue
+        if part == "model":
+            keys = sorted(
+                k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
+            )
+            expected, found = ({key: it.get(key) for key in keys} for it in (expected, found))
+        raise InputError(
+            f"{path}: expected a checkpoint with the {part} {expected}, it has {found}; move the "
+            "file away, or keep the runs apart with another name=..."
+        )

@@ -1,0 +1,222 @@
+"""Training that begins with given weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+import mobilenext.jobs.train as training
+from mobilenext.config import TrainConfig
+from mobilenext.config.targets import build
+from mobilenext.errors import InputError
+from mobilenext.runtime.distributed import Process
+from mobilenext.seeding import seed_devices
+from mobilenext.training.weights_files import read_tensors, sha256_of
+from tests.commands import command, environment
+from tests.compare import assert_same_run
+from tests.composed import composed, placed
+
+CPU = Process(torch.device("cpu"))
+SMALL = ("width=0.35", "data.global_batch_size=96", "epochs=1", "runtime.log_every=4",
+         "schedule=constant", "optimizer.lr=0.05")  # fmt: skip
+HEAD = ("classifier.1.weight", "classifier.1.bias")
+ELSEWHERE = 7
+"""Classes that the weights from elsewhere know; digits has ten."""
+
+
+def config(*overrides: str) -> TrainConfig:
+    return composed(*SMALL, *overrides)
+
+
+def train(path: Path, *overrides: str) -> dict[str, Any]:
+    return training.train(placed(config(*overrides), path), CPU)
+
+
+def new_network(seed: int = 0) -> dict[str, torch.Tensor]:
+    """The random weights that a run begins with."""
+    seed_devices("init", seed)
+    return build(config().model.network, num_classes=10).state_dict()
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Final weights of a run that is long enough for running statistics to have settled."""
+    path = tmp_path_factory.mktemp("pretrained")
+    result = train(path, "epochs=4", "data.global_batch_size=48", "schedule=cosine",
+                   "optimizer.lr=0.1", "ema_decay=0.8")  # fmt: skip
+    assert result["top1"] > 60
+    return path / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
+    """The same in a trainer's checkpoint, for other classes."""
+    path = tmp_path_factory.mktemp("elsewhere") / "mnext.pth.tar"
+    tensors = read_tensors(pretrained)
+    head = torch.nn.Linear(1280, ELSEWHERE).state_dict()
+    tensors |= {f"classifier.1.{part}": value for part, value in head.items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}}, path)
+    return path
+
+
+def test_only_the_classifier_learns(
+    tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path, f"init_from={pretrained}", "freeze_backbone=true", "ema_decay=0.8", "seed=1")
+    assert f"weights from {pretrained}\n" in capsys.readouterr().out
+    before = read_tensors(pretrained)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
+    for after in (checkpoint["network"], checkpoint["ema"]):
+        assert after.keys() == before.keys()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == set(HEAD)  # running statistics and their counters are as they were, too
+    assert len(checkpoint["optimizer"]["state"]) == 2
+
+
+def test_a_classifier_for_other_classes_is_made_anew(
+    tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train(tmp_path, f"init_from={elsewhere}", "optimizer.lr=0", "seed=3")
+    told = f"weights from {elsewhere}, its entry state_dict (classifier made anew for 10 classes)\n"
+    assert told in capsys.readouterr().out
+    after = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    given = torch.load(elsewhere, weights_only=True)["state_dict"]
+    new = new_network(seed=3)
+    for name in HEAD:
+        assert torch.equal(after[name], new[name])
+    for name in ("features.0.0.weight", "features.4.conv.3.weight", "features.20.conv.9.bias"):
+        assert torch.equal(after[name], given[f"module.{name}"])
+        assert not torch.equal(after[name], new[name])
+    assert result["init_from"] == {"path": str(elsewhere), "sha256": sha256_of(elsewhere)}
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["mobilenext"])["init_from"] == result["init_from"]
+
+
+def test_given_weights_help(tmp_path: Path, elsewhere: Path) -> None:
+    more = ("freeze_backbone=true", "optimizer.lr=0.5")
+    given = train(tmp_path / "given", f"init_from={elsewhere}", *more)
+    noise = tmp_path / "noise.pth"
+    torch.save(new_network(), noise)
+    without = train(tmp_path / "noise", f"init_from={noise}", *more)
+    assert given["top1"] > 60
+    assert given["top1"] > without["top1"] + 20
+
+
+def test_layers_learn_at_their_own_rates(tmp_path: Path, pretrained: Path) -> None:
+    """With plain SGD and one step, how far a layer moves is its rate times its gradient."""
+    more = ("data.global_batch_size=1400", f"init_from={pretrained}", "clip_grad_norm=null",
+            "optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0",
+            "model.network.dropout=0")  # fmt: skip
+    train(tmp_path / "all", *more)
+    train(tmp_path / "decayed", *more, "layer_decay=0.8")
+    before = read_tensors(pretrained)
+    whole, decayed = (
+        safetensors.torch.load_file(tmp_path / name / "model.safetensors")
+        for name in ("all", "decayed")
+    )
+    for name, layers_above in (
+        ("classifier.1.weight", 0),
+        ("features.20.conv.8.weight", 1),
+        ("features.11.conv.3.weight", 10),
+        ("features.0.0.weight", 21),
+    ):
+        moved = (whole[name] - before[name]).norm()
+        ratio = (decayed[name] - before[name]).norm() / moved
+        assert moved > 0
+        assert ratio == pytest.approx(0.8**layers_above, rel=1e-2), name
+
+
+def test_two_processes_keep_the_backbone(tmp_path: Path, run, elsewhere: Path) -> None:
+    run("train.py", *SMALL, f"init_from={elsewhere}", "freeze_backbone=true", "ema_decay=0.8",
+        processes=2)  # fmt: skip
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    after = torch.load(folder / "last.pt", weights_only=True)
+    for name, value in torch.load(elsewhere, weights_only=True)["state_dict"].items():
+        for kind in ("network", "ema"):
+            same = torch.equal(after[kind][name.removeprefix("module.")], value)
+            assert same or name.removeprefix("module.") in HEAD, name
+    result = json.loads((folder / "result.json").read_text())
+    assert result["hardware"]["processes"] == 2
+    assert result["top1"] > 50
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param("freeze_backbone=true", id="frozen"),
+        pytest.param("layer_decay=0.8", id="layer decay", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_goes_on_without_the_file(
+    tmp_path: Path, run, elsewhere: Path, more: str
+) -> None:
+    """And ends as an uninterrupted one, bit for bit, though the file is gone by then."""
+    given = tmp_path / "given.pth.tar"
+    shutil.copy(elsewhere, given)
+    recipe = (*SMALL, "epochs=2", "ema_decay=0.8", f"init_from={given}", more)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for path in (whole, cut):
+        path.mkdir()
+    run("train.py", *recipe, cwd=whole)
+    with subprocess.Popen(
+        command("train.py", *recipe, "data.workers=0"),
+        cwd=cut,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for_a_step(cut, process)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 75, err
+    given.unlink()
+    done = run("train.py", *recipe, cwd=cut)
+    assert "going on after step" in done.stdout
+    assert "weights from" not in done.stdout
+    (one,), (two,) = whole.glob("runs/*/*"), cut.glob("runs/*/*")
+    assert one.name == two.name
+    assert_same_run(one, two)
+    result = json.loads((two / "result.json").read_text())
+    assert result["init_from"]["sha256"] == sha256_of(elsewhere)
+
+
+def wait_for_a_step(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if any(file.stat().st_size for file in path.glob("runs/*/*/metrics.jsonl")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("no step within half a minute")
+
+
+def test_weights_that_do_not_fit(tmp_path: Path, pretrained: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"init_from: .*model\.safetensors: .*features\.0\.0\.weight \(32, 3"
+    ):
+        train(tmp_path / "wide", f"init_from={pretrained}", "width=1.0")
+    with pytest.raises(InputError, match=r"init_from: .*nowhere\.pth: expected a file"):
+        train(tmp_path / "missing", f"init_from={tmp_path / 'nowhere.pth'}")
+    for name in ("wide", "missing"):
+        assert {path.name for path in (tmp_path / name).iterdir()} == {".lock"}
+
+
+def test_a_network_without_a_linear_classifier(tmp_path: Path, pretrained: Path) -> None:
+    with pytest.raises(InputError, match=r"freeze_backbone=true: expected .*SqueezeNet has none"):
+        train(
+            tmp_path, "model=torchvision", "model.name=squeezenet1_1", "width=1.0",
+            "strides=[2,2,2,2,2]", f"init_from={pretrained}", "freeze_backbone=true",
+        )  # fmt: skip

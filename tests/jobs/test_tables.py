@@ -1,0 +1,152 @@
+"""scripts/tables.py, as a user meets it."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from mobilenext.jobs.tables import MARKED, counted, renew
+from mobilenext.tables import (
+    Group,
+    Network,
+    group_results,
+    measured_results,
+    tables_of,
+    to_markdown,
+)
+from mobilenext.tables.layout import COMPARISONS, LABELS
+from mobilenext.tables.results import authors_dropout
+from tests.commands import REPO
+from tests.results import fake_result, small_result, write_results
+from tests.test_configs import choices, composed
+
+NO_DROPOUT = {"thin_ends", "thin_ends_depthwise_stride", "extra_depthwise"}
+"""Networks that have none in the authors' code."""
+
+
+@cache
+def networks() -> list[Network]:
+    return [counted(model) for model in composed(job="tables").models.values()]
+
+
+def test_tables_of_runs(run, tmp_path: Path) -> None:
+    runs = write_results(tmp_path, fake_result(), small_result(top1=60.0))
+    done = run("scripts/tables.py", runs / "mobilenext" / f"{0:012x}", runs, "output=out")
+    assert "| 74.00 |" in " ".join(done.stdout.split())
+    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    named = {name: len(models) for name, (_, models) in COMPARISONS.items()}
+    with_mobilenext = sum("mobilenext" in models for _, models in COMPARISONS.values())
+    assert done.stdout.count("not measured") == 9 + 3 + sum(named.values()) - with_mobilenext
+    names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
+    assert names == {"width_table", "identity_table", "networks", "complexity", *named}
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
+
+
+def test_the_measured_results_without_arguments(run, tmp_path: Path) -> None:
+    done = run("scripts/tables.py")
+    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_in_a_file_are_renewed(run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
+    run("scripts/tables.py", "update=[page.md]")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- table: width_table -->\n**Width multipliers, ImageNet")
+    assert text.endswith("<!-- /table -->\nafter\n")
+    assert "old" not in text
+    page.write_text("<!-- table: nothing -->\n<!-- /table -->")
+    done = run("scripts/tables.py", "update=[page.md]", ok=False)
+    assert "error: there is no table nothing: expected one of width_table" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])
+def test_rendered_tables_are_fresh(name: str) -> None:
+    """`make tables` renews them."""
+    text = (REPO / name).read_text()
+    all_tables = tables_of(measured_results(), networks())
+    tables = {table.name: to_markdown(table) for table in all_tables}
+    assert MARKED.search(text)
+    assert renew(text, tables) == text
+    if name != "README.md":
+        assert set(MARKED.findall(text)) == set(tables)
+
+
+def pooled(protocol: str) -> tuple[list[Group], float, int]:
+    """Rows of a protocol with several seeds, their pooled standard deviation, its freedom."""
+    rows = [g for g in group_results(measured_results()) if g.first.protocol.short == protocol]
+    degrees = sum(len(row.seeds) - 1 for row in rows)
+    squares = sum((result.top1 - row.mean) ** 2 for row in rows for result in row.results)
+    return rows, (squares / degrees) ** 0.5, degrees
+
+
+def chance(deviation: float, degrees: int, seeds: int, comparisons: int = 1) -> float:
+    """How far two means of so many seeds differ by chance at 95 %, the largest of comparisons."""
+    quantile = stats.t.ppf((1 + 0.95 ** (1 / comparisons)) / 2, degrees)
+    return float(quantile) * deviation * (2 / seeds) ** 0.5
+
+
+def test_what_the_readme_says_of_chance() -> None:
+    text = (REPO / "README.md").read_text()
+    rows, deviation, degrees = pooled("174ead")
+    assert (len(rows), degrees) == (18, 18)
+    assert f"a standard deviation of {deviation:.1f} points (pooled over the 18 rows" in text
+    assert f"by up to {chance(deviation, degrees, 2):.1f} points at 95 % (Student's t)" in text
+    assert f"from MobileNeXt by up to {chance(deviation, degrees, 2, 17):.1f} (Šidák)" in text
+    mixed = [row for row in rows if len({r.conditions for r in row.results}) > 1]
+    assert f"in {len(mixed)} rows it includes another machine" in text
+    means = {row.first.model: row.mean for row in rows}
+    difference = {model: mean - means["mobilenext"] for model, mean in means.items()}
+    beyond = {model for model, by in difference.items()
+              if abs(by) > chance(deviation, degrees, 2, 17)}  # fmt: skip
+    assert beyond == {"bottleneck_one", "bottleneck_two", "thin_ends", "activation_last",
+                      "activation_reduce", "activation_all", "shortcut_none"}  # fmt: skip
+    for model, words in (
+        ("ratio_3", "ratio 3 (+{:.1f},"), ("kernel_5", "5x5 kernels (+{:.1f},"),
+        ("kernel_7", "7x7 kernels (+{:.1f})"), ("ratio_8", "ratio 8 (+{:.1f})"),
+        ("shortcut_thin", "thin middles (−{:.1f})"),
+        ("extra_pointwise", "1x1 convolution (−{:.1f})"),
+        ("first_removed", "removed (+{:.1f},"), ("mobilenetv2", "−{:.1f}) and its extra"),
+        ("activation_last", "cost {:.1f} points (after the last"),
+        ("activation_reduce", "{:.1f} (after the reducing"),
+        ("activation_all", "{:.1f} (after each"), ("shortcut_none", "no shortcuts costs {:.1f}"),
+    ):  # fmt: skip
+        assert words.format(abs(difference[model])) in text, model
+    rows, deviation, degrees = pooled("51d62b")
+    assert f"a standard deviation of {deviation:.1f} points (pooled over the eight rows" in text
+    assert f"of three seeds differ by chance by up to {chance(deviation, degrees, 3):.1f}" in text
+    assert f"two means of two by up to {chance(deviation, degrees, 2):.1f}" in text
+
+
+def test_no_results(run, tmp_path: Path) -> None:
+    (tmp_path / 'odd "name"').mkdir()
+    done = run("scripts/tables.py", 'odd "name"', ok=False)
+    assert done.returncode == 1
+    assert 'error: odd "name": found no result.json' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_network_is_counted_and_has_a_label() -> None:
+    counted_models = {network.model for network in networks()}
+    single = {Path(choice).name for choice in choices("model")} - {"timm", "torchvision"}
+    assert counted_models == single == set(LABELS)
+    assert {model for _, models in COMPARISONS.values() for model in models} <= set(LABELS)
+
+
+def test_comparisons_have_the_networks_of_their_experiments() -> None:
+    for name, (_, models) in COMPARISONS.items():
+        text = (REPO / "configs" / "experiment" / f"{name}.yaml").read_text()
+        listed = re.findall(r"model: (\S+)", text)[-1].split(",")
+        assert {Path(choice).name for choice in listed} == set(models), name
+
+
+def test_the_authors_dropout_is_that_of_the_configs() -> None:
+    """What may stand beside the paper has the dropout that the network's own config sets."""
+    for network in networks():
+        dropout = json.loads(network.arguments)["dropout"]
+        assert dropout == authors_dropout(network.model), network.model
+        assert dropout == (0.0 if network.model in NO_DROPOUT else 0.2), network.model
