@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCES = ["batch", "baseline", "huffman", "kernels", "kernels_avx2", "restart", "turbo"]
@@ -53,7 +53,12 @@ def _links_libjpeg(compiler: list[str]) -> bool:
         return done.returncode == 0
 
 
+PACKAGES = find_packages(include=["mobilenext*"])
+
 setup(
+    packages=[*PACKAGES, "hydra_plugins", "mobilenext.configs"],
+    # The configs stand at the top level of the source, and are found inside the installed package.
+    package_dir={"mobilenext.configs": "configs"},
     ext_modules=[
         Extension(
             "mobilenext.data._native",

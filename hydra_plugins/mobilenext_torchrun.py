@@ -130,6 +130,7 @@ class TorchrunLauncher(Launcher):
     ) -> tuple[list[Any], list[DictConfig]]:
         from mobilenext.errors import UserError
         from mobilenext.main import planned
+        from mobilenext.program import start_again
         from mobilenext.sweeps.sweep import SweepJob, job_command
 
         common = set(sys.argv[1:])
@@ -143,7 +144,7 @@ class TorchrunLauncher(Launcher):
             with open_dict(config):
                 config.hydra.job.id, config.hydra.job.num = str(number), number
             configs.append(config)
-            arguments = [sys.argv[0], *_flags(config), *overrides, "hydra.mode=RUN"]
+            arguments = [*start_again(), *_flags(config), *overrides, "hydra.mode=RUN"]
             command = job_command(arguments, self.processes, self.nodes, self.address, number)
             apart = [text for text in overrides if text not in common]
             label = " ".join(apart or overrides or ["(no overrides)"])

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from mobilenext import program
 from mobilenext.config import HasRun, RuntimeConfig, is_text, register, typed
 from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.files import printable
@@ -43,7 +44,12 @@ from mobilenext.sweeps.submitit_tasks import (
 from mobilenext.sweeps.sweep import Sweep
 from mobilenext.training.run_folder import RunFolder
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
+PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = next(
+    (place for place in (PACKAGE / "configs", PACKAGE.parent / "configs") if place.is_dir()),
+    PACKAGE / "configs",
+)
+"""The configs: those inside an installed package, or those of the checkout around it."""
 
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: not done, try again."""
@@ -72,8 +78,8 @@ def launch(job: Job, schema: type, config_name: str) -> None:
         show(error)
         raise SystemExit(1) from None
     register(schema)
-    make_importable(CONFIG_DIR.parent)
-    script = sys.argv[0]
+    make_importable(PACKAGE.parent)
+    script, started_as = sys.argv[0], program.started_as()
     failed_jobs = 0
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
@@ -81,7 +87,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
     def main(composed: DictConfig) -> dict[str, Any] | None:
         nonlocal failed_jobs
         try:
-            result = _run(job, script, composed)
+            result = _run(job, script, started_as, composed)
             _heed_late_signal()
             return result
         except UserError as error:
@@ -123,7 +129,9 @@ def _escape_output() -> None:
 def _check_start() -> None:
     """Raise `InputError` if the command can't be run at all."""
     if not CONFIG_DIR.is_dir():
-        raise InputError(f"found no configs in {CONFIG_DIR}: run from a checkout of the project")
+        raise InputError(
+            f"found no configs in {CONFIG_DIR}: install the package again, or run in a checkout"
+        )
     if {"-m", "--multirun"} & set(sys.argv[1:]):
         refuse_sweep_under_torchrun()
 
@@ -232,7 +240,7 @@ def refuse_sweep_under_torchrun() -> None:
         raise InputError(
             "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
             "of the first. Start the sweep without torchrun, it starts torchrun for each job: "
-            f"python {Path(sys.argv[0]).name} -m hydra/launcher=torchrun "
+            f"{program.command()} -m hydra/launcher=torchrun "
             f"hydra.launcher.processes={processes} {shlex.join(given)}"
         )
 
@@ -252,7 +260,7 @@ def planned(composed: DictConfig) -> tuple[Any, RunFolder | None]:
     return config, RunFolder(config.run_path) if leaves_run else None
 
 
-def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
+def _run(job: Job, script: str, started_as: str | None, composed: DictConfig) -> dict[str, Any]:
     config = typed(composed)
     runtime = getattr(config, "runtime", None) or RuntimeConfig(device="cpu")
     configure_torch(runtime.threads, runtime.deterministic)
@@ -260,6 +268,7 @@ def _run(job: Job, script: str, composed: DictConfig) -> dict[str, Any]:
         join_submitit_tasks()
         # What a result says of its command should be of use to whoever reads it.
         sys.argv = [script, *HydraConfig.get().overrides.task]
+        program.start_as(started_as)
     with process_group(runtime.device, runtime.timeout_minutes) as process:
         # Resolved before the run folder is named, since it decides the result.
         runtime.precision = resolve_precision(runtime.precision, process.device)

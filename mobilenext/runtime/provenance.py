@@ -2,15 +2,14 @@
 
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mobilenext.program import command_line
 from mobilenext.runtime.distributed import Process
 
 PACKAGES = ("mobilenext", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "pillow")
@@ -24,11 +23,6 @@ def provenance(process: Process) -> dict[str, Any]:
         "hardware": hardware(process),
         "versions": versions(),
     }
-
-
-def command_line() -> str:
-    """The command that started this process, as it could be typed again (without torchrun)."""
-    return shlex.join([Path(sys.executable).name, *sys.argv])
 
 
 def git_commit() -> str | None:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from mobilenext.errors import Preempted, UserError
 from mobilenext.runtime.distributed import Agreement, Process
-from mobilenext.runtime.provenance import command_line
+from mobilenext.program import command_line
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.runtime.watchdog import Watchdog
 from mobilenext.training.run_folder import RunFolder
