@@ -1,36 +1,36 @@
-"""Runs that are killed, interrupted or damaged end as if nothing had happened, bit for bit.
+"""Real trainings that are killed end as if nothing had happened, bit for bit; and torchrun's part.
 
 Real processes, real signals. Where a run is killed is drawn from a seed, which failures print;
-MOBILENEXT_KILL_SEED chooses another one.
+MOBILENEXT_KILL_SEED chooses another one. What a run promises is tried far more often, on a loop of
+milliseconds, in `test_run`.
 """
 
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.commands import REPO, command, environment, run_command
 from tests.compare import assert_same_run
-from tests.kill_at import PLACES
+from tests.kill_at import PLACES, SEED, draw
+from tests.ranks import run_ranks
 
-SEED = int(os.environ.get("MOBILENEXT_KILL_SEED", "0"))
-RECIPE = ("width=0.35", "data.global_batch_size=96", "epochs=2", "ema_decay=0.8",
-          "augment.mixup=0.2", "runtime.log_every=4")  # fmt: skip
-OFTEN = ("checkpoint.every_steps=3", "checkpoint.max_share=1")
-STEPS_PER_EPOCH = 14
-MOST_CALLS = {  # within a session that saves after every third step
-    "before a step": 28, "in evaluation": 8, "before a save": 9, "within the content": 9,
-    "before the flush": 40, "before verifying": 9, "before a link": 15, "before a rename": 30,
-    "before a report": 12, "before the result": 1,
+RECIPE = ("width=0.35", "data.global_batch_size=288", "epochs=2", "ema_decay=0.8",
+          "augment.mixup=0.2", "runtime.log_every=2")  # fmt: skip
+OFTEN = ("checkpoint.every_steps=2", "checkpoint.max_share=1")
+MOST_CALLS = {  # within a session of 8 steps that saves after every second one
+    "before a step": 8, "in evaluation": 8, "before a save": 5, "within the content": 5,
+    "before the flush": 20, "before verifying": 5, "before a link": 8, "before a rename": 15,
+    "before a report": 10, "before the result": 1,
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -67,7 +67,8 @@ def kill_again_and_again(run, path: Path, points: list[tuple[str, int]], process
     """Sessions that each die at a point, then one that is left alone."""
     told = f"seed {SEED}, points {points}"
     for place, count in points:
-        done = run("tests/kill_at.py", place, count, *RECIPE, *OFTEN, processes=processes, ok=False)
+        killed = ("tests/kill_at.py", place, count, "train", *RECIPE, *OFTEN)
+        done = run(*killed, processes=processes, ok=False)
         if processes == 1:
             # 0: the run was finished before the place was reached so often
             assert done.returncode in (-signal.SIGKILL, 0), f"{told}: {done.stderr}"
@@ -78,35 +79,21 @@ def kill_again_and_again(run, path: Path, points: list[tuple[str, int]], process
     assert [row["reason"] for row in ends] == ["finished"], told
 
 
-def draw(
-    places: list[str], number: int, most: dict[str, int] = MOST_CALLS
-) -> list[tuple[str, int]]:
-    generator = random.Random(f"{SEED}:{places}:{number}")
-    chosen = [places[i % len(places)] for i in range(number)]
-    generator.shuffle(chosen)
-    return [(place, generator.randint(1, most[place])) for place in chosen]
-
-
 def test_every_place_to_die_is_drawn() -> None:
     assert MOST_CALLS.keys() == PLACES.keys()
-    assert {place for place, _ in draw(list(PLACES), 20)} == set(PLACES)
+    assert {place for place, _ in draw(list(PLACES), 20, MOST_CALLS)} == set(PLACES)
 
 
 def test_killed_within_training_evaluation_and_a_save(run, tmp_path: Path, alone: Path) -> None:
     places = ["before a step", "in evaluation", "within the content", "before a rename"]
-    kill_again_and_again(run, tmp_path, draw(places, 4), 1)
+    kill_again_and_again(run, tmp_path, draw(places, 3, MOST_CALLS), 1)
     assert_same_run(only_folder(tmp_path), alone)
-
-
-def test_two_processes_killed(run, tmp_path: Path, together: Path) -> None:
-    kill_again_and_again(run, tmp_path, draw(["before a step", "before verifying"], 2), 2)
-    assert_same_run(only_folder(tmp_path), together)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_killed_anywhere(run, tmp_path: Path, alone: Path, part: int) -> None:
-    points = draw(list(PLACES), 24)[6 * part : 6 * (part + 1)]
+    points = draw(list(PLACES), 24, MOST_CALLS)[6 * part : 6 * (part + 1)]
     kill_again_and_again(run, tmp_path, points, 1)
     assert_same_run(only_folder(tmp_path), alone)
 
@@ -114,25 +101,34 @@ def test_killed_anywhere(run, tmp_path: Path, alone: Path, part: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_two_processes_killed_anywhere(run, tmp_path: Path, together: Path, part: int) -> None:
-    points = draw(list(PLACES), 24)[6 * part : 6 * (part + 1)]
+    points = draw(list(PLACES), 24, MOST_CALLS)[6 * part : 6 * (part + 1)]
     kill_again_and_again(run, tmp_path, points, 2)
     assert_same_run(only_folder(tmp_path), together)
 
 
-def test_torchrun_restarts_after_a_killed_rank(run, tmp_path: Path, together: Path) -> None:
+@pytest.fixture(scope="module")
+def toy_together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("toy")
+    run_ranks("tests/toy_loop.py", cwd=path, ranks=2)
+    return only_folder(path)
+
+
+def test_torchrun_restarts_after_a_killed_rank(run, tmp_path: Path, toy_together: Path) -> None:
     """One command: torchrun starts both ranks again, and they go on where they were."""
-    run("tests/kill_at.py", "before a step", 20, *RECIPE, *OFTEN, processes=2,
+    run("tests/kill_at.py", "before a step", 17, "toy", processes=2,
         torchrun=("--max-restarts=1",), env={"KILL_RANK": "1"})  # fmt: skip
-    assert_same_run(only_folder(tmp_path), together)
+    assert_same_run(only_folder(tmp_path), toy_together)
     starts = [row for row in sessions(tmp_path) if row["event"] == "start"]
-    assert [row["step"] for row in starts] == [0, 19]  # asked for after 18, agreed on one later
+    assert [row["step"] for row in starts] == [0, 16]  # asked for after 15, agreed on one later
 
 
 @contextlib.contextmanager
-def started(path: Path, *more: str, processes: int = 1, torchrun: tuple[str, ...] = ()) -> Iterator:
-    """A run in a process group of its own, killed as a whole in the end."""
+def started(
+    path: Path, *arguments: str, processes: int = 1, torchrun: tuple[str, ...] = ()
+) -> Iterator[Any]:
+    """A command in a process group of its own, killed as a whole in the end."""
     with subprocess.Popen(
-        command("train.py", *RECIPE, *more, processes=processes, torchrun=torchrun),
+        command(*arguments, processes=processes, torchrun=torchrun),
         cwd=path,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -174,90 +170,46 @@ def wait_for_step(path: Path, step: int, process: subprocess.Popen) -> None:
     raise AssertionError("no step within a minute")
 
 
-def preempt(path: Path, name: str, step: int, workers: int = 0) -> int:
-    """Signal a run, with all its helpers; returns the step that it saved."""
-    more = (f"data.workers={workers}", "checkpoint.every_minutes=null")
-    with started(path, *more) as process:
-        wait_for_step(path, step, process)
-        os.killpg(process.pid, getattr(signal, name))
+def test_a_signal_ends_a_training(run, tmp_path: Path, alone: Path) -> None:
+    """All processes of the group get it, as from a scheduler or Ctrl-C."""
+    more = ("data.workers=1", "checkpoint.every_minutes=null")
+    with started(tmp_path, "train.py", *RECIPE, *more) as process:
+        wait_for_step(tmp_path, 2, process)
+        os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
-    assert f"preempted by {name}: the checkpoint of step" in err
+    assert "preempted by SIGTERM: the checkpoint of step" in err
     assert "Traceback" not in err
-    end = sessions(path)[-1]
-    assert (end["event"], end["reason"], end["signal"]) == ("end", "preempted", name)
-    last = torch.load(only_folder(path) / "last.pt", weights_only=True)
-    assert last["step"] == end["step"]
-    return end["step"]
-
-
-def test_signals_end_a_run_at_the_next_step(run, tmp_path: Path, alone: Path) -> None:
-    """Loader processes get the signal as well, and must not die first."""
-    first = preempt(tmp_path, "SIGTERM", 4, workers=1)
-    assert 4 <= first < STEPS_PER_EPOCH  # within the epoch: not at a checkpoint of its own
-    second = preempt(tmp_path, "SIGINT", first + 1)
-    third = preempt(tmp_path, "SIGUSR1", second + 1)
-    assert first < second < third
-    run("train.py", *RECIPE)
-    assert_same_run(only_folder(tmp_path), alone)
-
-
-def test_a_signal_ends_a_whole_sweep(tmp_path: Path) -> None:
-    with started(tmp_path, "seed=0,1", "epochs=20", "-m") as process:
-        wait_for_step(tmp_path, 4, process)
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 75, err
-    assert sessions(tmp_path)[-1]["reason"] == "preempted"  # of the only run that was begun
-
-
-def test_a_signal_during_evaluation(run, tmp_path: Path, alone: Path) -> None:
-    """Evaluation is given up at its next batch, and made again."""
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "import os, signal, sys\n"
-        f"sys.path.insert(0, {str(REPO)!r})\n"
-        "import mobilenext.jobs.train as training\n"
-        "from mobilenext.config import TrainConfig\n"
-        "from mobilenext.main import launch\n"
-        "real = training.score\n"
-        "def score(*arguments):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return real(*arguments)\n"
-        "training.score = score\n"
-        "launch(training.train, TrainConfig, 'train')\n"
-    )
-    done = run(slow, *RECIPE, ok=False)
-    assert done.returncode == 75, done.stderr
+    end = sessions(tmp_path)[-1]
+    assert (end["event"], end["reason"], end["signal"]) == ("end", "preempted", "SIGTERM")
     last = torch.load(only_folder(tmp_path) / "last.pt", weights_only=True)
-    assert (last["step"], last["epoch"]) == (STEPS_PER_EPOCH, 0)
-    # killed when the evaluation has been reported and not yet been saved
-    run("tests/kill_at.py", "before a save", 1, *RECIPE, ok=False)
+    assert last["step"] == end["step"]
     run("train.py", *RECIPE)
     assert_same_run(only_folder(tmp_path), alone)
 
 
-def test_torchrun_passes_a_signal_on(run, tmp_path: Path, together: Path) -> None:
+def test_torchrun_passes_a_signal_on(tmp_path: Path, toy_together: Path) -> None:
     """To torchrun alone; both ranks save at the same step."""
     more = ("--shutdown-timeout=60", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
-    with started(tmp_path, processes=2, torchrun=more) as process:
+    toy = ("tests/toy_loop.py", "seconds=0.1", "every_steps=100")
+    with started(tmp_path, *toy, processes=2, torchrun=more) as process:
         wait_for_step(tmp_path, 4, process)
         process.send_signal(signal.SIGUSR1)
         _, err = process.communicate(timeout=90)
     assert process.returncode != 0
-    assert err.count("preempted by SIGUSR1: the checkpoint of step") == 1, err
+    assert err.count("preempted by SIGUSR1 at") == 2, err
     end = sessions(tmp_path)[-1]
     assert (end["reason"], end["signal"]) == ("preempted", "SIGUSR1")
     last = torch.load(only_folder(tmp_path) / "last.pt", weights_only=True)
     assert last["step"] == end["step"]
-    run("train.py", *RECIPE, processes=2)
-    assert_same_run(only_folder(tmp_path), together)
+    run_ranks("tests/toy_loop.py", cwd=tmp_path, ranks=2)
+    assert_same_run(only_folder(tmp_path), toy_together)
 
 
 def test_processes_end_when_torchrun_was_killed(tmp_path: Path) -> None:
     """They would hold the folder, and nobody would end them."""
-    more = ("epochs=200", "runtime.timeout_minutes=0.2")
-    with started(tmp_path, *more, processes=2) as process:
+    toy = ("tests/toy_loop.py", "epochs=2000", "seconds=0.1", "timeout=0.2", "log_every=1")
+    with started(tmp_path, *toy, processes=2) as process:
         wait_for_step(tmp_path, 1, process)
         ranks = children(process.pid)
         process.kill()
@@ -303,57 +255,10 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         assert "SIGTERM after SIGINT: stopped at once" in process.stderr.read()
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
-    path.write_bytes(content)
-
-
-def test_a_damaged_newest_checkpoint(run, tmp_path: Path, alone: Path) -> None:
-    run("tests/kill_at.py", "before a step", 11, *RECIPE, *OFTEN, ok=False)
-    flip_a_bit(only_folder(tmp_path) / "last.pt")
-    done = run("train.py", *RECIPE, *OFTEN)
-    assert "warning:" in done.stdout
-    assert "does not match the checksum" in done.stdout
-    assert "last-1.pt, step 6" in done.stdout
-    assert_same_run(only_folder(tmp_path), alone)
-
-
-def test_a_full_disk_loses_nothing(run, tmp_path: Path, alone: Path) -> None:
-    """A limit on the size of files: the checkpoint does not fit, all else does."""
-    import resource
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
-
-    run("tests/kill_at.py", "before a step", 11, *RECIPE, *OFTEN, ok=False)
-    before = (only_folder(tmp_path) / "last.pt").read_bytes()
-    done = run("train.py", *RECIPE, *OFTEN, ok=False, before=limit)
-    assert done.returncode == 1
-    assert "error: can't write the checkpoint" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (only_folder(tmp_path) / "last.pt").read_bytes() == before
-    end = sessions(tmp_path)[-1]
-    assert end["reason"] == "failed"
-    assert "can't write the checkpoint" in end["message"]
-    run("train.py", *RECIPE, *OFTEN)
-    assert_same_run(only_folder(tmp_path), alone)
-
-
-def test_two_runs_in_one_folder(run, tmp_path: Path) -> None:
-    with started(tmp_path, "epochs=50") as process:
-        wait_for_step(tmp_path, 1, process)
-        done = run("train.py", *RECIPE, "epochs=50", ok=False)
-        assert done.returncode == 1
-        assert "is in use by process" in done.stderr
-        assert "output_dir=... or name=..." in done.stderr
-        assert process.poll() is None
-
-
 def test_a_hung_rank_is_named(tmp_path: Path) -> None:
-    more = ("runtime.timeout_minutes=0.1", "epochs=500")
-    with started(tmp_path, *more, processes=2, torchrun=("--shutdown-timeout=1",)) as process:
-        wait_for_step(tmp_path, 1, process)
+    toy = ("tests/toy_loop.py", "epochs=2000", "seconds=0.05", "timeout=0.1", "log_every=1")
+    with started(tmp_path, *toy, processes=2, torchrun=("--shutdown-timeout=1",)) as process:
+        wait_for_step(tmp_path, 100, process)  # by then the watchdogs have met
         ranks = {
             dict(
                 entry.split("=", 1)

@@ -1,0 +1,287 @@
+"""What a run promises, tried on the toy loop: real processes that are killed, signalled, damaged.
+
+Where a run is killed is drawn from a seed, which failures print; MOBILENEXT_KILL_SEED chooses
+another one. `test_resume` asks the same of real trainings, a few times.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mobilenext.training.run as running
+from mobilenext.errors import DivergedError, InputError, Preempted
+from mobilenext.runtime.distributed import Process
+from mobilenext.training.run_folder import RunFolder
+from mobilenext.training.session import Session
+from mobilenext.training.step import Update
+from tests.commands import REPO
+from tests.compare import assert_same_run
+from tests.kill_at import PLACES, SEED, draw
+from tests.ranks import run_ranks
+from tests.toy_loop import STEPS, toy
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+CPU = Process(torch.device("cpu"))
+MOST_CALLS = {  # within a session that saves after every third step
+    "before a step": 20, "in evaluation": 12, "before a save": 8, "within the content": 8,
+    "before the flush": 30, "before verifying": 8, "before a link": 12, "before a rename": 24,
+    "before a report": 12, "before the result": 1,
+}  # fmt: skip
+
+
+def place(path: Path) -> Path:
+    return path / "runs" / "toy" / "0"
+
+
+def sessions(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (place(path) / "sessions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing has happened to, and that saved at each epoch only."""
+    path = tmp_path_factory.mktemp("alone")
+    toy(CPU, RunFolder(place(path)), every_steps=None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("together")
+    run_ranks("tests/toy_loop.py", cwd=path, ranks=2)
+    return path
+
+
+def kill_again_and_again(path: Path, points: list[tuple[str, int]], ranks: int = 1) -> None:
+    """Sessions that each die at a point, then one that is left alone."""
+    told = f"seed {SEED}, points {points}"
+    for where, count in points:
+        done = run_ranks("tests/kill_at.py", where, count, "toy", cwd=path, ranks=ranks, ok=False)
+        if ranks == 1:
+            # 0: the run was finished before the place was reached so often
+            assert done.returncode in (-signal.SIGKILL, 0), f"{told}: {done.stderr}"
+        assert f"{REPO}/mobilenext" not in done.stderr, f"{told}: {done.stderr}"  # no traceback
+    done = run_ranks("tests/toy_loop.py", cwd=path, ranks=ranks, ok=False)
+    assert done.returncode == 0, f"{told}: {done.stderr}"
+    ends = [row for row in sessions(path) if row["event"] == "end"]
+    reasons = {row["reason"] for row in ends} if ranks > 1 else {ends[-1]["reason"]}
+    assert "finished" in reasons, told
+    assert ranks > 1 or len(ends) == 1, told
+
+
+def test_every_place_to_die_is_drawn() -> None:
+    assert MOST_CALLS.keys() == PLACES.keys()
+    assert {where for where, _ in draw(list(PLACES), 20, MOST_CALLS)} == set(PLACES)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_killed_anywhere(tmp_path: Path, alone: Path, part: int) -> None:
+    points = draw(list(PLACES), 20, MOST_CALLS)[5 * part : 5 * (part + 1)]
+    kill_again_and_again(tmp_path, points)
+    assert_same_run(place(tmp_path), place(alone))
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_two_processes_killed_anywhere(tmp_path: Path, together: Path, part: int) -> None:
+    points = draw(list(PLACES), 10, MOST_CALLS)[5 * part : 5 * (part + 1)]
+    kill_again_and_again(tmp_path, points, ranks=2)
+    assert_same_run(place(tmp_path), place(together))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint(run, tmp_path: Path, alone: Path) -> None:
+    run("tests/kill_at.py", "before a step", 8, "toy", ok=False)
+    flip_a_bit(place(tmp_path) / "last.pt")
+    done = run("tests/toy_loop.py")
+    assert "warning:" in done.stdout
+    assert "does not match the checksum" in done.stdout
+    assert "last-1.pt, step 3" in done.stdout
+    assert_same_run(place(tmp_path), place(alone))
+
+
+def test_a_full_disk_loses_nothing(run, tmp_path: Path, alone: Path) -> None:
+    """A limit on the size of files: the checkpoint does not fit, all else does."""
+    run("tests/kill_at.py", "before a step", 8, "toy", ok=False)
+    before = (place(tmp_path) / "last.pt").read_bytes()
+    done = run("tests/toy_loop.py", f"largest_file={len(before) - 1000}", ok=False)
+    assert done.returncode == 1
+    assert "error: can't write the checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (place(tmp_path) / "last.pt").read_bytes() == before
+    end = sessions(tmp_path)[-1]
+    assert end["reason"] == "failed"
+    assert "can't write the checkpoint" in end["message"]
+    run("tests/toy_loop.py")
+    assert_same_run(place(tmp_path), place(alone))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("step", [4, STEPS, STEPS + 3])
+def test_a_signal_ends_the_run_at_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Path, name: str, step: int
+) -> None:
+    """Within an epoch, and at its last step, after which the evaluation gives up."""
+    after = Session.after
+
+    def signalling(self: Session, done: int, wants_save: bool) -> Any:
+        if done == step:
+            os.kill(os.getpid(), getattr(signal, name))
+            while self.signals.received is None:  # a thread notes it
+                time.sleep(0.001)
+        return after(self, done, wants_save)
+
+    folder = RunFolder(place(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "after", signalling)
+        with pytest.raises(Preempted) as caught:
+            toy(CPU, folder, every_steps=None)
+    assert caught.value.args == (name, step)
+    end = sessions(tmp_path)[-1]
+    assert (end["event"], end["reason"], end["signal"]) == ("end", "preempted", name)
+    assert torch.load(folder.path / "last.pt", weights_only=True)["step"] == step == end["step"]
+    toy(CPU, folder, every_steps=None)
+    assert_same_run(folder.path, place(alone))
+
+
+def test_a_signal_during_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Path
+) -> None:
+    """Evaluation is given up at its next batch, and made again."""
+    import tests.toy_loop as loop
+
+    real, folder = loop.score, RunFolder(place(tmp_path))
+
+    def signalled(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        interrupted = arguments[-1]
+        while not interrupted():
+            time.sleep(0.001)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "score", signalled)
+        with pytest.raises(Preempted):
+            toy(CPU, folder)
+    last = torch.load(folder.path / "last.pt", weights_only=True)
+    assert (last["step"], last["epoch"]) == (STEPS, 0)
+    toy(CPU, folder)
+    assert_same_run(folder.path, place(alone))
+
+
+def test_a_finished_run_is_not_touched(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    result = toy(CPU, folder)
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert toy(CPU, folder) == result
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+
+
+def test_another_job_finished_it_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the first look at the folder and its lock."""
+    folder, first = RunFolder(tmp_path), True
+    result = toy(CPU, folder)
+    before = (tmp_path / "sessions.jsonl").read_text()
+    look = RunFolder.result
+
+    def late(self: RunFolder) -> Any:
+        nonlocal first
+        if first:
+            first = False
+            return None
+        return look(self)
+
+    monkeypatch.setattr(RunFolder, "result", late)
+    assert toy(CPU, folder) == result
+    assert (tmp_path / "sessions.jsonl").read_text() == before
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, update = 0, Update.__call__
+
+    def poison(self: Any, *others: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        measured = update(self, *others)
+        if calls == 5:
+            with torch.no_grad():
+                self.network.linear.weight.fill_(float("nan"))
+        return measured
+
+    monkeypatch.setattr(Update, "__call__", poison)
+    with pytest.raises(DivergedError, match=r"not finite at step 6 .*last good checkpoint is"):
+        toy(CPU, RunFolder(tmp_path))
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["step"] == 3
+    assert sessions_of(tmp_path)[-1]["reason"] == "failed"
+
+
+def sessions_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "sessions.jsonl").read_text().splitlines()]
+
+
+def test_two_runs_in_one_folder(run, tmp_path: Path) -> None:
+    folder = RunFolder(place(tmp_path))
+    with folder.locked():
+        done = run("tests/toy_loop.py", ok=False)
+    assert done.returncode == 1
+    assert "is in use by process" in done.stderr
+    assert "output_dir=... or name=..." in done.stderr
+    assert not (folder.path / "config.yaml").exists()
+
+
+def test_nothing_is_written_before_all_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise InputError("the optimiser can't be built")
+
+    monkeypatch.setattr(torch.optim, "SGD", failing)
+    with pytest.raises(InputError):
+        toy(CPU, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loop_has_to_say_what_a_step_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Update, "__call__", lambda *_: None)
+    with pytest.raises(AssertionError, match=r"has to set step\.measured"):
+        toy(CPU, RunFolder(tmp_path))
+
+
+def test_unreadable_images_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = toy(CPU, RunFolder(tmp_path))
+    said = capsys.readouterr().out
+    assert said.count("image 0: made unreadable") == said.count("image 1: made unreadable") == 1
+    assert result["unreadable_images"] == {"train": 2, "val": 0}
+    assert (tmp_path / "unreadable.txt").read_text().count("\n") == 2
+
+
+def test_the_evaluation_is_begun_before_the_epoch_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads of training have nothing left to decode by then."""
+    import tests.toy_loop as loop
+
+    begun: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        loop.ToyLoader, "prefetch",
+        lambda self, epoch, first_batch=0: begun.append((self.split, epoch)),
+    )  # fmt: skip
+    toy(CPU, RunFolder(tmp_path))
+    assert begun == [("val", 0), ("train", 1), ("val", 0)]
+    assert running.PREFETCH < STEPS
