@@ -524,6 +524,7 @@ def chain_peer(overrides: Sequence[str]) -> None:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         config = typed(compose("train", list(overrides)))
     configure_torch(config.runtime.threads, config.runtime.deterministic)
+    # Our loaders would ask it for `targets(indices)`; the plain loop only indexes it.
     split: Any = ImageFolder(f"{config.data.root}/train")
     images = ImageData(split, split, tuple(split.classes))
     with process_group(config.runtime.device, 10) as process:

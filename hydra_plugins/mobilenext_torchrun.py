@@ -28,13 +28,13 @@ class TorchrunLauncherConfig:
 
     _target_: str = "hydra_plugins.mobilenext_torchrun.TorchrunLauncher"
     processes: int = 1
-    """Of a job on each node; more than one are started by torchrun."""
+    """Processes of a job on each node; torchrun starts more than one."""
     devices: int | None = None
     """CUDA devices of a job; null: one for each of its processes."""
     jobs: int = 1
-    """How many run at once, on disjoint devices and processor cores."""
+    """Number of jobs at once, on disjoint devices and processor cores."""
     retries: int = 0
-    """How often a job that failed is started again; it goes on from its checkpoint."""
+    """Number of times that a failed job is started again; it goes on from its checkpoint."""
     nodes: int = 1
     """Machines of a job; the same sweep has to be started on each of them."""
     address: str | None = None
@@ -164,7 +164,7 @@ class TorchrunLauncher(Launcher):
         return jobs, configs
 
     def _returned(self, job: Any, config: DictConfig, overrides: Sequence[str]) -> JobReturn:
-        """What Hydra's sweepers get; a basic one would stop at the first job that failed."""
+        """Value for Hydra's sweepers; a basic one would stop at the first job that failed."""
         returned = JobReturn(overrides=list(overrides), cfg=config, status=JobStatus.COMPLETED)
         result = job.result if job.state == "finished" else None
         returned.return_value = result
@@ -180,7 +180,7 @@ class TorchrunLauncher(Launcher):
 
 
 def _flags(config: DictConfig) -> list[str]:
-    """Of Hydra's own flags those that change what is composed."""
+    """Those of Hydra's own flags that change the composed config."""
     flags = []
     if {"--config-name", "-cn"} & {argument.split("=")[0] for argument in sys.argv[1:]}:
         flags += ["--config-name", str(config.hydra.job.config_name)]

@@ -1,4 +1,4 @@
-"""How a run may end other than by finishing; each is shown as one message, without a traceback.
+"""Ends of a run other than finishing; each is shown as one message, without a traceback.
 
 A leaf that every room may import. The message says what was expected, what came and what to do.
 """

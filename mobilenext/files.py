@@ -1,13 +1,16 @@
 """Files: reading those that come from anywhere, writing ours so that they are whole or not there.
 
-Only regular files are read, by names that can be printed. A leaf that every room may import.
+Only regular files are read, by names that can be printed. Where a user chooses the path of an
+output, `check_output_file` or `check_output_folder` looks at it before the work begins, and
+`writable` tells of a write that fails. A leaf that every room may import.
 """
 
 import io
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -171,6 +174,76 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as `write_atomically` does, with the folders above it where there are none.
+
+    Args:
+        path: The file to write or replace.
+        content: Bytes, or text, which is written as UTF-8.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(data))
+
+
+@contextmanager
+def writable(
+    place: str, advice: str = "make room, fix its permissions, or choose another path"
+) -> Iterator[None]:
+    """Turn a failed write inside (a full disk, say) into an `InputError`.
+
+    Args:
+        place: What is written, as the user named it, for instance `output=/path`.
+        advice: What the user can do.
+
+    Raises:
+        InputError: An `OSError` was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{place}: can't write there ({error}); expected a place that can be written to: "
+            f"{advice}"
+        ) from error
+
+
+def check_output_file(option: str, path: Path, makes_folders: bool = True) -> None:
+    """Raise `InputError` if a path plainly can't become a file, before the work begins.
+
+    Args:
+        option: The option that names it, for instance `output`.
+        path: The path; nothing is written there.
+        makes_folders: Whether missing folders above it will be made.
+    """
+    folder = path.parent
+    while makes_folders and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir():
+        found = "a folder" if path.is_dir() else f"no folder {folder}"
+        raise InputError(f"{option}={path}: expected a file's path in a folder, found {found}")
+
+
+def check_output_folder(option: str, path: Path, own: Collection[str] = ()) -> None:
+    """Raise `InputError` unless a path is free, or a folder without files of others.
+
+    Args:
+        option: The option that names it, for instance `output`.
+        path: The path; nothing is written there.
+        own: Names of files that the folder may have.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{option}={path}: expected a folder, got a file; choose another path")
+    others = sorted({item.name for item in path.glob("*")} - set(own))
+    if others:
+        only = f", or one with {', '.join(own)} only" if own else ""
+        more = ", ..." if len(others) > 3 else ""
+        raise InputError(
+            f"{option}={path}: expected a new or empty folder{only}, got "
+            f"{', '.join(others[:3])}{more}; choose another folder, or remove these"
+        )
 
 
 def link_atomically(source: Path, path: Path) -> None:

@@ -73,7 +73,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
     _escape_output()
     try:
         _check_start()
-        sys.argv[1:] = _spelled(_keyed(sys.argv[1:], _positional(schema)), schema)
+        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], _positional(schema)), schema)
     except InputError as error:
         show(error)
         raise SystemExit(1) from None
@@ -88,7 +88,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
         nonlocal failed_jobs
         try:
             result = _run(job, script, started_as, composed)
-            _heed_late_signal()
+            _obey_late_signal()
             return result
         except UserError as error:
             # The process group, if any, still stands (see `process_group`): the message of this
@@ -97,10 +97,10 @@ def launch(job: Job, schema: type, config_name: str) -> None:
             if _sweeps_here():
                 failed_jobs += 1  # the other jobs of the sweep go on
                 return None
-            raise _ending(error) from None
+            raise exit_for(error) from None
         except Preempted as end:
             _say_preempted(*end.args)
-            raise _ending(end) from None
+            raise exit_for(end) from None
         except KeyboardInterrupt:
             sys.stderr.write("\ninterrupted\n")
             raise SystemExit(130) from None
@@ -147,7 +147,7 @@ def _positional(schema: type) -> str | None:
     return next((item.name for item in fields if item.metadata.get("positional")), None)
 
 
-def _keyed(arguments: list[str], key: str | None) -> list[str]:
+def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
     """Arguments with the bare ones among them as one override, such as runs=["a","b"].
 
     Args:
@@ -298,8 +298,8 @@ def _sweeps_here() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN and not in_submitit_task()
 
 
-def _ending(error: UserError | Preempted) -> BaseException:
-    """What tells of an error outside: an exit code, or the error itself to submitit's launcher."""
+def exit_for(error: UserError | Preempted) -> BaseException:
+    """The exception that reports an error outside: an exit code, or itself for submitit."""
     if isinstance(error, Requeued):
         return SystemExit(error.exit_code)
     if in_submitit_task():
@@ -307,7 +307,7 @@ def _ending(error: UserError | Preempted) -> BaseException:
     return SystemExit(EXIT_PREEMPTED if isinstance(error, Preempted) else 1)
 
 
-def _heed_late_signal() -> None:
+def _obey_late_signal() -> None:
     """End a sweep whose job was done by the time that it was asked to stop."""
     if StopSignals.unheeded and _sweeps_here():
         sys.stderr.write(f"\n{StopSignals.unheeded}: the sweep ends after this job\n")

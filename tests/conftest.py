@@ -1,14 +1,20 @@
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from filelock import FileLock
 
-from tests.commands import REPO, run_command
+from mobilenext.runtime.distributed import Process
+from tests.commands import REPO, run_command, start_fork
+from tests.composed import LEARNS, composed, placed
 
 DEVELOPMENT_DATA = Path(os.environ.get("MOBILENEXT_DATA", REPO.parent / "shared" / "data"))
 
@@ -44,29 +50,62 @@ def photo_folder(tmp_path: Path) -> Path:
 
 
 def in_terminal(arguments: list[str], cwd: Path, env: dict[str, str]) -> tuple[str, str]:
-    """Run a command whose standard error is a terminal; returns what came there and on stdout."""
+    """Run a `command` whose standard error is a terminal; what came there, and on stdout."""
     pty = pytest.importorskip("pty")
     termios = pytest.importorskip("termios")
     mine, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (40, 170))
-    with subprocess.Popen(
-        arguments, cwd=cwd, stdout=subprocess.PIPE, stderr=terminal, env=env
-    ) as process:
-        os.close(terminal)
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "stdout"
+        process = start_fork(arguments, cwd, env, (said, Path(os.ttyname(terminal))))
         shown = b""
-        while True:
-            try:
-                piece = os.read(mine, 65536)
-            except OSError:  # Linux says so when the other end has closed
-                break
-            if not piece:
-                break
+        while mine in wait([mine, process.sentinel]):
+            shown += os.read(mine, 65536)
+        os.close(terminal)
+        while piece := _read(mine):
             shown += piece
-        assert process.stdout is not None
-        said = process.stdout.read().decode()
-    os.close(mine)
-    assert process.returncode == 0
-    return shown.decode(), said
+        os.close(mine)
+        process.join()
+        assert process.exitcode == 0, shown.decode()
+        return shown.decode(), said.read_text()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux says so when the other end has closed
+        return b""
+
+
+Make = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """Folder of a name, filled by a function once in a suite, whichever worker comes first."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, make: Make) -> Path:
+        folder, ready = base / name, base / f"{name}.ready"
+        with FileLock(base / f"{name}.lock"):
+            if not ready.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                ready.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def learned(once: Callable[[str, Make], Path]) -> Path:
+    """Folder of a whole run (`LEARNS`) that has learned digits; it is everyone's: read only."""
+    from mobilenext.jobs.train import train
+
+    cpu = Process(torch.device("cpu"))
+    return once("learned", lambda path: train(placed(composed(*LEARNS), path), cpu))
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -81,7 +120,7 @@ def run(tmp_path: Path) -> Run:
         processes: int = 1,
         cwd: Path = tmp_path,
         ok: bool = True,
-        torchrun: tuple[str, ...] = (),
+        torchrun: tuple[str, ...] | None = None,
         env: dict[str, str] | None = None,
         before: Callable[[], None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
@@ -93,3 +132,21 @@ def run(tmp_path: Path) -> Run:
         return done
 
     return run
+
+
+LONGEST = ("sweeps/test_submitit.py", "sweeps/test_sweeps.py", "training/test_resume.py",
+           "jobs/test_train.py", "test_golden.py", "test_install.py", "jobs/test_export.py",
+           "test_main.py", "jobs/test_tables.py", "test_configs.py")  # fmt: skip
+"""Files that take longest, to be begun first: each of them is one worker's."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all others in their order."""
+    places = {str(REPO / "tests" / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker more than cores: some tests wait for processes, signals or the disk."""
+    del config
+    return (os.cpu_count() or 1) + 1

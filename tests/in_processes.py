@@ -51,7 +51,7 @@ if __name__ == "__main__":
             nn.init.constant_(norm.get_buffer("running_mean"), process.rank)
             unite(norm)
             results[name] = process.gather(norm.get_buffer("running_mean").tolist())
-        agreement = Agreement(process, wishes=2)
+        agreement = Agreement(process, requests=2)
         results["agreed"] = [
             agreement.exchange(process.is_main and step == 1, last and step == 2)
             for step in range(4)

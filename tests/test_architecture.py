@@ -15,7 +15,8 @@ MIDDLE = {"training": {"data", "models", "optim", "runtime"},
           "metrics": {"data", "models", "runtime"},
           "deploy": {"data", "metrics", "models", "runtime", "training"},
           "sweeps": {"training", "runtime"},
-          "assembly": {"config", "data", "metrics", "models", "optim", "runtime", "training"}}  # fmt: skip
+          "assembly": {"config", "data", "metrics", "models", "optim", "runtime",
+                       "training"}}  # fmt: skip
 """What other rooms import, beside themselves and leaves."""
 KNOW_NO_NETWORK = ("models.complexity", "models.weights", "models.registry")
 """What jobs and `assembly` may take of `models`."""

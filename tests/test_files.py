@@ -7,7 +7,15 @@ from typing import BinaryIO
 
 import pytest
 
-from mobilenext.files import link_atomically, write_atomically
+from mobilenext.errors import InputError
+from mobilenext.files import (
+    check_output_file,
+    check_output_folder,
+    link_atomically,
+    writable,
+    write_atomically,
+    write_whole,
+)
 from tests import on_disk
 
 
@@ -101,3 +109,48 @@ def test_a_copy_where_there_are_no_hard_links(
         ("folder", tmp_path.name, ["a.bin", "b.bin"]),
     ]
     assert not path.samefile(source)
+
+
+@pytest.mark.parametrize("content", ["new ä", b"new \xc3\xa4"])
+def test_a_file_is_written_with_the_folders_above_it(tmp_path: Path, content: str | bytes) -> None:
+    write_whole(tmp_path / "a" / "b" / "c.txt", content)
+    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == b"new \xc3\xa4"
+    assert os.listdir(tmp_path / "a" / "b") == ["c.txt"]
+
+
+def test_a_failed_write_is_the_users_to_fix(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    message = r"output=x: can't write there \(.*\); expected a place .*: make room, fix its perm"
+    with pytest.raises(InputError, match=message), writable("output=x"):
+        write_whole(tmp_path / "file" / "below", "new")
+    with pytest.raises(InputError, match=": call somebody"), writable("output=x", "call somebody"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(KeyError), writable("output=x"):
+        raise KeyError("not a write")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_paths_of_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_output_file("output", tmp_path / "file")
+    check_output_file("output", tmp_path / "new" / "deep" / "file")
+    with pytest.raises(InputError, match=r"report=.*: expected a file's path .*, found a folder"):
+        check_output_file("report", tmp_path)
+    with pytest.raises(InputError, match=r"found no folder .*file$"):
+        check_output_file("report", tmp_path / "file" / "below")
+    with pytest.raises(InputError, match=r"found no folder .*new$"):
+        check_output_file("report", tmp_path / "new" / "file", makes_folders=False)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_folders_of_outputs_have_files_of_nobody_else(tmp_path: Path) -> None:
+    check_output_folder("output", tmp_path)
+    check_output_folder("output", tmp_path / "new")
+    (tmp_path / "file").write_text("mine")
+    check_output_folder("output", tmp_path, ["file", "another"])
+    with pytest.raises(InputError, match=r"a new or empty folder, got file; choose another"):
+        check_output_folder("output", tmp_path)
+    with pytest.raises(InputError, match=r"folder, or one with another only, got file;"):
+        check_output_folder("output", tmp_path, ["another"])
+    with pytest.raises(InputError, match=r"expected a folder, got a file"):
+        check_output_folder("output", tmp_path / "file")

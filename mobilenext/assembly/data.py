@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 from mobilenext.config import DataConfig, TrainConfig, to_plain
 from mobilenext.data import (
@@ -50,14 +51,7 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
         train_transform(data.image_size, mean=data.mean, **on_host),
         seed=config.seed,
         global_batch_size=data.global_batch_size,
-        rank=process.rank,
-        world_size=process.world_size,
-        workers=decoding_threads(data, process),
-        pin_memory=process.device.type == "cuda",
-        on_bad_image=data.on_bad_image,
-        max_bad_share=data.max_bad_share,
-        decoder=data.decoder,
-        device=process.device,
+        **_loading(data, process),
     )
     share = data.global_batch_size // process.world_size
     if share % 2 and (augment["mixup"] or augment["cutmix"]):
@@ -83,19 +77,26 @@ def validation_loader(data: DataConfig, images: ImageData, process: Process) -> 
         images.val,
         evaluation_transform(data),
         batch_size=data.eval_batch_size,
-        rank=process.rank,
-        world_size=process.world_size,
-        workers=decoding_threads(data, process),
-        pin_memory=process.device.type == "cuda",
-        on_bad_image=data.on_bad_image,
-        max_bad_share=data.max_bad_share,
-        decoder=data.decoder,
-        device=process.device,
+        **_loading(data, process),
     )
 
 
+def _loading(data: DataConfig, process: Process) -> dict[str, Any]:
+    """Arguments that both loaders share: which part of a batch, by which threads, where to."""
+    return {
+        "rank": process.rank,
+        "world_size": process.world_size,
+        "workers": decoding_threads(data, process),
+        "pin_memory": process.device.type == "cuda",
+        "on_bad_image": data.on_bad_image,
+        "max_bad_share": data.max_bad_share,
+        "decoder": data.decoder,
+        "device": process.device,
+    }
+
+
 def evaluation_transform(data: DataConfig) -> EvalTransform:
-    """What is seen of an image in evaluation."""
+    """Transform of evaluation images."""
     return eval_transform(
         data.eval_size, crop_ratio=data.eval_crop_ratio, interpolation=data.eval_interpolation
     )
@@ -112,7 +113,7 @@ def device_batches(data: DataConfig, process: Process, channels_last: bool) -> D
 
 
 def device_augment(config: TrainConfig, process: Process) -> Augment:
-    """What is done to training images batch by batch."""
+    """Colour jitter and erasing of training images, batch by batch on the device."""
     return Augment(
         config.augment.color_jitter,
         config.augment.erasing,

@@ -109,7 +109,7 @@ def new_update(
 
 
 def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
-    """What a checkpoint says of its network and of the data that it was trained on."""
+    """Description of a network and its training data, for checkpoints."""
     return {
         "model": {**to_plain(config.model), "num_classes": len(images.classes)},
         "classes": list(images.classes),
@@ -120,7 +120,7 @@ def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
 
 
 def run_settings(config: TrainConfig) -> RunSettings:
-    """How a run goes, apart from what it learns."""
+    """Settings of a run that do not depend on what it learns."""
     return RunSettings(
         config.epochs,
         config.runtime.log_every,
@@ -131,7 +131,7 @@ def run_settings(config: TrainConfig) -> RunSettings:
 
 
 def unites_by(config: TrainConfig) -> str:
-    """How processes come to the same running statistics: reduce, broadcast or sync."""
+    """Way in which processes get the same running statistics: reduce, broadcast or sync."""
     # Frozen statistics are equal on all processes; averaging them could still change the last bit.
     return "broadcast" if config.freeze_backbone else config.batch_norm
 

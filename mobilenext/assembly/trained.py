@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobilenext.config import DataConfig, from_plain
+from mobilenext.config import DataConfig, from_plain, to_plain
 from mobilenext.config.targets import (
     DATA_SOURCES,
     STORED_NETWORKS,
@@ -23,7 +23,7 @@ from mobilenext.data import ImageData
 from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 from mobilenext.metrics.classification import check_logits
-from mobilenext.models.complexity import measure_complexity
+from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.seeding import generator
 from mobilenext.training.monitor import say
@@ -36,7 +36,7 @@ MOST_MADDS, MOST_VALUES = 2 * 10**12, 1 << 31
 """Bounds for an image's multiply-adds and for the values of a batch in one layer (8 GB)."""
 
 EVALUATION_FIELDS = ("eval_size", "eval_crop_ratio", "eval_interpolation", "mean", "std")
-"""What a data config says of how images are evaluated."""
+"""Fields of a data config that decide how images are evaluated."""
 
 
 def rebuilt(
@@ -55,6 +55,13 @@ def rebuilt(
         InputError: The checkpoint asks for something else than a network, its weights don't fit, or
             the network does not make logits of such images.
     """
+    return rebuilt_with_cost(model, tensors, path, image_size, batch)[0]
+
+
+def rebuilt_with_cost(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
+) -> tuple[nn.Module, Complexity]:
+    """The network of `rebuilt`, and its cost for one such image."""
     elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
     try:
         with allocating_at_most(4 * elements + SLACK):
@@ -67,12 +74,14 @@ def rebuilt(
             f"{type(network).__name__}"
         )
     load_into(network, tensors, path)
-    _try_images(network.eval(), model["num_classes"], image_size, batch, printable(path))
-    return network
+    cost = _try_images(network.eval(), model["num_classes"], image_size, batch, printable(path))
+    return network, cost
 
 
-def _try_images(network: nn.Module, classes: int, image_size: int, batch: int, place: str) -> None:
-    """Raise `InputError` unless a network makes logits of images, at a cost that can be meant."""
+def _try_images(
+    network: nn.Module, classes: int, image_size: int, batch: int, place: str
+) -> Complexity:
+    """Raise `InputError` unless a network makes logits of images within bounds; its cost."""
     images = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
     try:
         cost = measure_complexity(network, image_size)
@@ -93,6 +102,16 @@ def _try_images(network: nn.Module, classes: int, image_size: int, batch: int, p
             f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
             f"{first_line(error)}"
         ) from error
+    return cost
+
+
+def complete_data(stored: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its data, checked, with what is not there filled in.
+
+    Raises:
+        InputError: A name or a type does not fit.
+    """
+    return to_plain(from_plain(DataConfig, stored))
 
 
 def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfig:
@@ -100,7 +119,7 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
 
     Args:
         stored: The run's `DataConfig` as plain values.
-        wanted: `the command line, entries of a `DataConfig``.
+        wanted: Those of the command line, entries of a `DataConfig`.
 
     Raises:
         InputError: A name or a type does not fit.

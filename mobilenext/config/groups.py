@@ -12,10 +12,6 @@ from mobilenext.config.fields import (
     path_field,
 )
 
-DECODERS = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
-"""Those of `mobilenext.data.decoders`."""
-
-
 LARGEST_SIZE = 2048
 """Most pixels of an image's side."""
 LARGEST_BATCH = 1 << 28
@@ -48,7 +44,7 @@ class DataConfig:
     root_names_data: bool = False
     """Whether another root means other images, so that it is part of the run's fingerprint."""
     reencoded: bool = False
-    """Whether the training images of the pack at `root` were encoded anew, smaller for instance."""
+    """Whether the training images of the pack at `root` were encoded again, perhaps smaller."""
     download: bool = machine_only(False)
     """Fetch the data if it is not there, where the source can."""
     image_size: int = MISSING
@@ -58,7 +54,7 @@ class DataConfig:
     eval_crop_ratio: float = 0.875
     """Evaluation resizes the short side to eval_size / eval_crop_ratio, then crops the centre."""
     eval_interpolation: str = "bicubic"
-    """Of that resizing: bilinear or bicubic."""
+    """Interpolation of that resizing: bilinear or bicubic."""
     mean: list[float] = MISSING
     """Channel means in [0, 1], RGB."""
     std: list[float] = MISSING
@@ -77,7 +73,8 @@ class DataConfig:
     made when they are asked for."""
     decoder: str = machine_only("auto")
     """native, simplejpeg, torchvision, pillow, nvjpeg (on a CUDA device), or auto: the first of the
-    first three that is there. Pixels differ a little (`mobilenext/data/decoders.py`)."""
+    first three that is there. Pixels differ a little (`mobilenext/data/decoders.py`, which checks
+    the name)."""
 
     def __post_init__(self) -> None:
         for key in ("image_size", "eval_size"):
@@ -99,7 +96,6 @@ class DataConfig:
         workers = self.workers
         fits = workers is None or 0 <= workers <= MOST_WORKERS
         check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
-        check_choice("data.decoder", self.decoder, DECODERS)
 
 
 @dataclass
@@ -169,7 +165,7 @@ class RuntimeConfig:
     log_every: int = machine_only(50)
     """Optimiser steps between reports."""
     timeout_minutes: float = machine_only(30.0)
-    """How long one process may hang before the job ends and says which one it was."""
+    """Minutes that one process may hang before the job ends and names it."""
 
     def __post_init__(self) -> None:
         for key in ("micro_batch", "threads", "log_every"):
@@ -190,7 +186,7 @@ class CheckpointConfig:
     """Share of the time that writing may take; what would exceed it is put off. Only the
     checkpoints of a new best epoch and of the last one are written in any case."""
     keep: int = 2
-    """How many of the newest to keep, beside the best."""
+    """Number of the newest checkpoints to keep, beside the best."""
 
     def __post_init__(self) -> None:
         for key in ("every_steps", "keep"):

@@ -1,4 +1,4 @@
-"""Where a run's outcome lies: a folder named by its recipe, not by the clock."""
+"""Run folders: each is named by its run's recipe, not by the clock."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ class HasRun:
     name: str
     """First part of the run folder's name."""
     output_dir: str
-    """Where run folders lie."""
+    """Folder in which run folders are made."""
     leaves_run = True
     """Whether the job leaves a run folder; one that extends another job's config may not."""
 
@@ -27,8 +27,8 @@ class HasRun:
         """The config as plain values, without where and how to compute.
 
         Fields marked `machine_only` are left out, and so are those `added_later` that have their
-        default. Of the data only what decides the images stays: the root where
-        `root_names_data` says so.
+        default. Of the data only what decides the images stays: the root only if
+        `root_names_data` is set.
         """
         plain = _without_machine(self)
         data = getattr(self, "data", None)

@@ -1,4 +1,4 @@
-"""What a config node may call: tables of callables, found by name and compared by identity.
+"""Tables of the callables that a config node may name, compared by identity.
 
 A list of path prefixes can't keep code out: a module also reaches whatever it has imported itself
 (`mobilenext.models.libraries.timm.models._helpers.load_state_dict`), and walking a path imports
@@ -131,7 +131,7 @@ PARTS = (
                   "norm_act", "squeeze_excite")),
     Family("torchvision.ops", ("FrozenBatchNorm2d", "SqueezeExcitation", "StochasticDepth")),
 )  # fmt: skip
-"""What a network out of a file may have as parts: norms, activations and the like.
+"""Parts that a network out of a file may have: norms, activations and the like.
 
 Not all modules. Some set any attribute (ParameterDict), some make many copies of a part
 (TransformerEncoder), and some make much of little (Upsample, ZeroPad2d).
@@ -149,11 +149,11 @@ OPTIMIZATION = (
 
 @dataclass(frozen=True)
 class Table:
-    """What nodes from one origin may call."""
+    """Callables that nodes from one origin may name."""
 
     families: tuple[Family, ...]
     expected: str
-    """What these are, for messages."""
+    """Description of these callables, for messages."""
     of_files: bool = False
     """Whether nodes come out of a file that anybody may have written."""
     confined: bool = False
@@ -233,7 +233,7 @@ def _build_nested(value: Any, table: Table) -> Any:
 
 
 def _check_nested(built: Any, name: Any, table: Table) -> Any:
-    """What a file may hand to a network: modules, what makes modules, plain values."""
+    """Refuse arguments that no network needs; modules, their makers and plain values pass."""
     allowed = (_object(MODULE), partial, tuple)
     if table.of_files and not isinstance(built, allowed):
         raise InputError(f"_target_={name}: expected a module as an argument, got {type(built)}")

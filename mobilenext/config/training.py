@@ -30,7 +30,7 @@ class TrainConfig(HasRun):
     name: str = MISSING
     """First part of the run folder's name."""
     output_dir: str = machine_only("runs", path=True)
-    """Where run folders lie."""
+    """Folder in which run folders are made."""
     seed: int = 0
     """Decides initial weights, order, augmentation and dropout."""
     width: float = 1.0
@@ -60,7 +60,7 @@ class TrainConfig(HasRun):
     rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
     init_from: str | None = added_later(None, path=True)
     """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
-    (.safetensors or what torch.save wrote). A classifier for other classes is made anew."""
+    (.safetensors, or a file of torch.save). A classifier for other classes keeps random weights."""
     freeze_backbone: bool = added_later(False)
     """Train the classifier only; the rest stays as it is, running statistics included, and is in
     evaluation mode."""

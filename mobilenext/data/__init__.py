@@ -1,4 +1,4 @@
-"""From image files to batches on the device. Knows nothing of networks, training or configs."""
+"""Data: from image files to batches on the device. Knows no networks, training or configs."""
 
 from mobilenext.data.datasets import (
     cifar10,

@@ -1,4 +1,4 @@
-"""Data sets by name: what a config's `data.source` calls."""
+"""Data sets by name: the functions that a config's `data.source` calls."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from mobilenext.data.archives import (
-    has_parquet,
-    has_tars,
-    has_webdataset,
-    imagenet_tars,
-    parquet,
-    webdataset,
+from mobilenext.data.imagenet_tars import imagenet_tars
+from mobilenext.data.layouts import Layout, check_nearly_right, layout_of
+from mobilenext.data.pack import describe_pack, open_pack
+from mobilenext.data.parquet import parquet
+from mobilenext.data.sources import (
+    ArrayImages,
+    ImageData,
+    SyntheticImages,
+    class_folders,
+    data_folder,
+    some,
 )
-from mobilenext.data.pack import describe_pack, is_pack, open_pack
-from mobilenext.data.sources import ArrayImages, ImageData, SyntheticImages, class_folders, some
+from mobilenext.data.webdataset import webdataset
 from mobilenext.errors import InputError
 from mobilenext.files import check_regular, printable
 
@@ -71,10 +74,15 @@ def digits(image_size: int = 32) -> ImageData:
     )
 
 
+BY_IMAGE_FOLDER = frozenset(Layout) - {Layout.IMAGENET_TARS}
+"""Layouts that `image_folder` reads; only `imagenet` reads the official tars, which name their
+classes by synsets."""
+
+
 def image_folder(
     root: str | None, expected_classes: Sequence[str] | None = None, reencoded: bool = False
 ) -> ImageData:
-    """Any labelled images, in whichever of these ways they lie in the folder.
+    """Labelled images in a folder, in any of these layouts.
 
     A pack (`scripts/prepare_imagenet.py`); class folders, `root/train/<class>/*` and
     `root/val/<class>/*`; WebDataset's `root/train-*.tar` and `root/val-*.tar`; Hugging Face's
@@ -84,34 +92,27 @@ def image_folder(
         root: The folder.
         expected_classes: If given, the classes have to be exactly these. (Parquet files may name
             them by words, as `named_by_synsets` accepts them.)
-        reencoded: Whether the training images of a pack were encoded anew, smaller for instance;
-            has to be said, since a run on them is another one.
+        reencoded: Whether the training images of a pack were re-encoded, smaller for instance. It
+            has to be set for such a pack, since its runs are not those on the original images.
 
     Raises:
         InputError: Something is missing, empty or damaged, or the classes of the splits differ.
     """
-    if root is None:
-        raise InputError(
-            "data.root is not set: expected a folder with train/<class>/* and val/<class>/*, or a "
-            "pack; add data.root=/path/to/it"
-        )
-    base = Path(root).expanduser()
-    if not base.is_dir():
-        raise InputError(
-            f"data.root={printable(root)}: expected a folder, found none there; fix the path"
-        )
-    if is_pack(base):
-        data = open_pack(base)
-        _check_reencoded(base, reencoded)
-    elif has_webdataset(base):
-        data = webdataset(base)
-    elif has_parquet(base):
-        data = parquet(base)
-        if expected_classes is not None:
-            data = named_by_synsets(base, data, expected_classes)
-    else:
-        check_layout(base)
-        data = class_folders(base)
+    base = data_folder(root, "a folder with train/<class>/* and val/<class>/*, or a pack")
+    match layout_of(base, BY_IMAGE_FOLDER):
+        case Layout.PACK:
+            data = open_pack(base)
+            _check_reencoded(base, reencoded)
+        case Layout.WEBDATASET:
+            data = webdataset(base)
+        case Layout.PARQUET:
+            data = parquet(base)
+            if expected_classes is not None:
+                data = named_by_synsets(base, data, expected_classes)
+        case layout:
+            if layout is None:
+                check_nearly_right(base)
+            data = class_folders(base)  # or the error that names the missing folder
     if expected_classes is not None and tuple(expected_classes) != data.classes:
         raise InputError(
             f"{printable(base)}: expected the {len(expected_classes)} class folders "
@@ -123,47 +124,8 @@ def image_folder(
     return data
 
 
-LAYOUTS = (
-    ("train-*.tar.*", "is compressed, so its images can't be found one by one: unpack it to a "
-     "plain tar (train-*.tar)"),
-    ("train-*.tgz", "is compressed, so its images can't be found one by one: unpack it to a plain "
-     "tar (train-*.tar)"),
-    ("train.tar", "is one tar: unpack it into class folders; if each image has a .cls beside it, "
-     "call it train-0.tar"),
-    ("train/*.tar*", "lies in a folder: shards of WebDataset have to be data.root/train-*.tar"),
-    ("train/*.parquet", "lies in a folder: it has to be data.root/train-*.parquet, or be called "
-     "train/0000.parquet"),
-    ("*.parquet", "has another name: the files of the splits have to be called train-*.parquet and "
-     "validation-*.parquet"),
-    ("ILSVRC2012_img_*.tar", "is ImageNet's official tar: use data=imagenet"),
-    ("*.zip", "is an archive: unpack it"),
-    ("*.tar*", "is an archive: unpack it"),
-    ("*.tgz", "is an archive: unpack it"),
-    ("*/train", "lies one folder below: data.root has to be the folder above train and val"),
-)  # fmt: skip
-"""What people have in place of `image_folder`'s layouts, and what to do about it."""
-
-
-def check_layout(base: Path) -> None:
-    """Raise `InputError` if no class folders are there, but files in a layout that is nearly right.
-
-    Args:
-        base: A folder that has none of the other layouts.
-    """
-    train = base / "train"
-    if train.is_dir() and any(path.is_dir() for path in train.iterdir()):
-        return
-    for pattern, advice in LAYOUTS:
-        found = sorted(path for path in base.glob(pattern) if not path.name.startswith("."))
-        if found:
-            raise InputError(
-                f"{printable(base)}: expected train/<class>/* and val/<class>/*, train-*.tar, "
-                f"train-*.parquet or a pack; {printable(found[0].relative_to(base))} {advice}"
-            )
-
-
 MOST_ODD_NAMES = 0.02
-"""Share of the class names that may be spelled in a way that no list of words has."""
+"""Share of the class names that may have a spelling that is in no list of words."""
 
 
 def named_by_synsets(base: Path, data: ImageData, synsets: Sequence[str]) -> ImageData:
@@ -216,19 +178,19 @@ def _words(description: str) -> set[str]:
     return {word.strip().replace("_", " ").casefold() for word in description.split(",")}
 
 
-def _check_reencoded(pack: Path, said: bool) -> None:
+def _check_reencoded(pack: Path, expected: bool) -> None:
     described = describe_pack(pack)
-    if said == described["lossless"]["train"]:
+    if expected == described["lossless"]["train"]:
         how = "as the source had them"
-        if not said:
+        if not expected:
             sides = {"max_side": "long", "short_side": "short"}
             how = (
                 f"encoded anew ({sides[described['mode']]} side {described['size']}, quality "
                 f"{described['quality']})"
             )
         raise InputError(
-            f"data.reencoded={str(said).lower()}: the training images of {pack} are {how}; add "
-            f"data.reencoded={str(not said).lower()}, or give another pack"
+            f"data.reencoded={str(expected).lower()}: the training images of {pack} are {how}; add "
+            f"data.reencoded={str(not expected).lower()}, or give another pack"
         )
 
 
@@ -246,7 +208,7 @@ def imagenet(root: str | None, reencoded: bool = False) -> ImageData:
     from timm.data.imagenet_info import ImageNetInfo
 
     synsets = sorted(ImageNetInfo("imagenet-1k").label_names())
-    if has_tars(root):
+    if root is not None and layout_of(Path(root).expanduser()) is Layout.IMAGENET_TARS:
         return imagenet_tars(root, synsets)
     return image_folder(root, synsets, reencoded)
 
@@ -303,7 +265,7 @@ def cifar10(root: str | None, download: bool = False) -> ImageData:
 def synthetic(
     train_images: int = 4096, val_images: int = 512, num_classes: int = 1000, image_size: int = 224
 ) -> ImageData:
-    """Made-up images for tests, and for measuring the loop: training re-uses one ready batch.
+    """Synthetic images for tests, and for measuring the loop: training reuses one ready batch.
 
     Args:
         train_images: Length of the training split.

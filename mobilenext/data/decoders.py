@@ -1,4 +1,4 @@
-"""From encoded images to a batch of uint8 pixels: the native decoder, and what serves without it.
+"""Decoders: from encoded images to a batch of uint8 pixels. They know no targets.
 
 | name | what it is | pixels against Pillow's |
 |---|---|---|
@@ -8,15 +8,16 @@
 | pillow | Pillow, which reads every format; decodes what the others can't read | the same |
 | nvjpeg | torchvision's decode_jpeg on a CUDA device; has not been measured | about 0.03 |
 
-The mean differences are those of bilinear training crops of ImageNet photographs.
+The mean differences are those of bilinear training crops of ImageNet photographs. `DECODERS`, at
+the end, is the table of names: what each opens, and what it needs.
 """
 
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,118 +34,67 @@ from mobilenext.data.sources import ArrayImages, Images, SyntheticImages
 from mobilenext.data.transforms import Transform, is_elongated
 from mobilenext.errors import InputError
 
-NAMES = ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
-
 Bytes = bytes | memoryview
 
 _OTHER_SOURCES = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Order:
-    """A batch to be made.
+class DecodeRequest:
+    """A batch of pixels to fill.
 
     Attributes:
         images: The split.
-        chosen: Which of its images, (N,).
-        keys: Which draws each of them gets, (N,): its own index, or that of the one it replaces.
+        indices: The images to decode, (N,).
+        draw_indices: The indices that random crops are drawn for, (N,): an image's own, or that of
+            the image whose place it takes.
         transform: Says what is seen of an image.
         seed: The run's seed.
         epoch: Counter of the draws.
-        pixels: To be filled, uint8 (N, size, size, 3).
-        labels: To be filled, int64 (N,).
+        pixels: The batch to fill, uint8 (N, size, size, 3).
     """
 
     images: Images
-    chosen: np.ndarray
-    keys: np.ndarray
+    indices: np.ndarray
+    draw_indices: np.ndarray
     transform: Transform
     seed: int
     epoch: int
     pixels: Tensor
-    labels: Tensor
 
     def views(self, sizes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """What is seen of the images at these positions: a `VIEW` for each size (N, 2)."""
-        return self.transform.views(sizes, self.keys[positions], self.seed, self.epoch)
+        """The `VIEW` of each of the images at these positions, by their sizes (N, 2)."""
+        return self.transform.views(sizes, self.draw_indices[positions], self.seed, self.epoch)
 
     def view(self, size: tuple[int, int], position: int) -> np.void:
-        """What is seen of the image at this position."""
+        """The `VIEW` of the image at this position."""
         return self.views(np.array([size]), np.array([position]))[0]
 
 
 Problems = dict[int, str]
-"""By position in the batch, what is wrong with an image; its pixels are undefined."""
+"""Unreadable images: the error message of each, by its position in the batch. Their pixels are
+undefined."""
 
 Render = Callable[[PIL.Image.Image, np.void], np.ndarray]
 
 
 class Decoder(Protocol):
-    """Fills batches; may be called by several threads at once."""
+    """Fills batches of pixels; several threads may call it at once."""
 
     description: str
-    """For logs and results."""
+    """The decoder and its version, for logs and results."""
 
     def allocate(self, count: int, size: int, pin_memory: bool) -> Tensor:
-        """A batch's pixels to be, uint8 (count, size, size, 3)."""
+        """Memory for a batch's pixels, uint8 (count, size, size, 3)."""
         ...
 
-    def decode(self, order: Order) -> Problems:
-        """Fill a batch; returns which images could not be read."""
+    def decode(self, request: DecodeRequest) -> Problems:
+        """Fill the batch; returns the images that could not be read."""
         ...
 
     def close(self) -> None:
-        """End its threads."""
+        """End the decoder's threads."""
         ...
-
-
-def open_decoder(name: str, threads: int, device: torch.device | None = None) -> Decoder:
-    """The decoder of that name.
-
-    Args:
-        name: One of `NAMES`; auto takes the first of native, simplejpeg, torchvision that is there.
-        threads: How many images to decode at a time.
-        device: For nvjpeg: where to.
-
-    Raises:
-        InputError: There is no such decoder, or what it needs is not installed.
-    """
-    threads = max(1, threads)
-    if name not in NAMES:
-        raise InputError(f"data.decoder={name}: expected one of {', '.join(NAMES)}")
-    wheels = all(importlib.util.find_spec(package) for package in ("simplejpeg", "cv2"))
-    if name == "auto":
-        name = "native" if native.library() else "simplejpeg" if wheels else "torchvision"
-        if name == "simplejpeg":
-            try:
-                return SimplejpegDecoder(threads)
-            except ImportError:  # OpenCV without the system's libraries, for instance
-                name = "torchvision"
-    if name == "native" and native.library() is None:
-        raise InputError(
-            "data.decoder=native: the native decoder was not built; install a C compiler (and "
-            "libjpeg-turbo's headers: libjpeg62-turbo-dev), then run pip install again, or use "
-            "data.decoder=auto"
-        )
-    if name == "simplejpeg" and not wheels:
-        raise InputError(
-            "data.decoder=simplejpeg needs simplejpeg and OpenCV: "
-            "pip install simplejpeg opencv-python-headless, or use data.decoder=auto"
-        )
-    if name == "nvjpeg":
-        if device is None or device.type != "cuda":
-            raise InputError(
-                "data.decoder=nvjpeg decodes on a CUDA device, and this run is on "
-                f"{device.type if device else 'none'}; use data.decoder=auto"
-            )
-        return DeviceDecoder(threads, device)
-    kinds = {
-        "native": NativeDecoder,
-        "simplejpeg": SimplejpegDecoder,
-        "torchvision": TorchvisionDecoder,
-        "pillow": PillowDecoder,
-    }
-    return kinds[name](threads)
 
 
 class NativeDecoder:
@@ -158,34 +108,33 @@ class NativeDecoder:
         """See `Decoder`."""
         return _host_batch(count, size, pin_memory)
 
-    def decode(self, order: Order) -> Problems:
+    def decode(self, request: DecodeRequest) -> Problems:
         """See `Decoder`."""
-        images, positions = order.images, np.arange(len(order.chosen))
-        render = partial(self._render, order.transform.image_size)
+        images, positions = request.images, np.arange(len(request.indices))
+        render = partial(self._render, request.transform.image_size)
         if isinstance(images, ArrayImages):
-            located, fill = images.locate_pixels(order.chosen), self.pool.resize
+            located, fill = images.locate_pixels(request.indices), self.pool.resize
         elif isinstance(images, EncodedImages):
-            located, fill = images.locate(order.chosen), self.pool.decode
+            located, fill = images.locate(request.indices), self.pool.decode
         else:
-            return _by_pillow(order, positions, render)
+            return _by_pillow(request, positions, render)
         items = located.items
         try:
             if isinstance(images, EncodedImages):
                 self.pool.load(items, pillow.MOST_PIXELS)
             if isinstance(images, HasChecksums):
-                images.found_whole(order.chosen[items["verify"] == 0])
-            order.labels.copy_(torch.from_numpy(images.labels[order.chosen].astype(np.int64)))
+                images.found_whole(request.indices[items["verify"] == 0])
             good = items["status"] == native.OK
             sizes = np.stack([items["width"], items["height"]], axis=1).astype(np.int64)
-            views = order.views(np.where(good[:, None], sizes, 1), positions)
-            fill(items, views, order.pixels.numpy())
+            views = request.views(np.where(good[:, None], sizes, 1), positions)
+            fill(items, views, request.pixels.numpy())
         finally:
             self.pool.release(items)
-        # Other formats, and JPEGs of rare kinds; it also finds the words for what nobody can read.
-        return _by_pillow(order, np.flatnonzero(items["status"]), render)
+        # Other formats and rare kinds of JPEGs; Pillow also words the error of unreadable images.
+        return _by_pillow(request, np.flatnonzero(items["status"]), render)
 
     def _render(self, size: int, image: PIL.Image.Image, view: np.void) -> np.ndarray:
-        """What Pillow has decoded, resized as all other images are."""
+        """The view of an image that Pillow has decoded, resized by native code like all others."""
         one = ArrayImages(np.asarray(image)[None], [0]).locate_pixels(np.array([0]))
         rendered = np.empty((1, size, size, 3), np.uint8)
         self.pool.resize(one.items, np.array([view], view.dtype), rendered)
@@ -196,8 +145,8 @@ class NativeDecoder:
         self.pool.close()
 
 
-class _ByImage:
-    """Decoders whose libraries do one image at a time and let go of the GIL meanwhile."""
+class _PerImageDecoder:
+    """Decoder by a library that decodes one image at a time and releases the GIL meanwhile."""
 
     def __init__(self, threads: int, description: str) -> None:
         self.threads, self.description = threads, description
@@ -207,38 +156,33 @@ class _ByImage:
         """See `Decoder`."""
         return _host_batch(count, size, pin_memory)
 
-    def decode(self, order: Order) -> Problems:
+    def decode(self, request: DecodeRequest) -> Problems:
         """See `Decoder`."""
-        positions = np.arange(len(order.chosen))
-        if not isinstance(order.images, EncodedImages):
-            return _by_pillow(order, positions, order.transform.render)
+        positions = np.arange(len(request.indices))
+        if not isinstance(request.images, EncodedImages):
+            return _by_pillow(request, positions, request.transform.render)
         problems: Problems = {}
         parts = np.array_split(positions, self.threads)
-        for part in self.pool.map(lambda some: self._decode(order, some), parts):
+        for part in self.pool.map(lambda some: self._decode(request, some), parts):
             problems |= part
         return problems
 
-    def _decode(self, order: Order, positions: np.ndarray) -> Problems:
-        images, size = order.images, order.transform.image_size
+    def _decode(self, request: DecodeRequest, positions: np.ndarray) -> Problems:
+        images, size = request.images, request.transform.image_size
         assert isinstance(images, EncodedImages)
         left = set(positions.tolist())
-        for position, data, view, corner in _seen(images, order, positions):
-            pixels = self.pixels(data, view, corner, size)
+        for jpeg in _jpegs(images, request, positions):
+            pixels = self.pixels(jpeg, size)
             if pixels is not None:
-                order.pixels[position] = pixels
-                order.labels[position] = int(images.labels[order.chosen[position]])
-                left.remove(position)
-        return _by_pillow(order, np.array(sorted(left), dtype=np.int64), order.transform.render)
+                request.pixels[jpeg.position] = pixels
+                left.remove(jpeg.position)
+        return _by_pillow(request, np.array(sorted(left), dtype=np.int64), request.transform.render)
 
-    def pixels(
-        self, data: Bytes, view: np.void, corner: tuple[int, int], size: int
-    ) -> Tensor | None:
+    def pixels(self, jpeg: "_Jpeg", size: int) -> Tensor | None:
         """The pixels of one image, or None: leave it to Pillow.
 
         Args:
-            data: A JPEG of one or three components that has what is seen.
-            view: A `VIEW` of the whole image.
-            corner: Where in the whole image this one begins.
+            jpeg: The JPEG to decode.
             size: Height and width of the result.
         """
         raise NotImplementedError
@@ -248,17 +192,17 @@ class _ByImage:
         self.pool.shutdown()
 
 
-class PillowDecoder(_ByImage):
-    """Pillow for everything."""
+class PillowDecoder(_PerImageDecoder):
+    """Pillow, for every format."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, f"Pillow {PIL.__version__}")
 
-    def _decode(self, order: Order, positions: np.ndarray) -> Problems:
-        return _by_pillow(order, positions, order.transform.render)
+    def _decode(self, request: DecodeRequest, positions: np.ndarray) -> Problems:
+        return _by_pillow(request, positions, request.transform.render)
 
 
-class SimplejpegDecoder(_ByImage):
+class SimplejpegDecoder(_PerImageDecoder):
     """simplejpeg decodes; OpenCV enlarges crops, and torch does what needs antialiasing.
 
     OpenCV has no antialiased filters. Its averages over areas would make bilinear and bicubic the
@@ -274,35 +218,31 @@ class SimplejpegDecoder(_ByImage):
         self.filters = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)
         super().__init__(threads, f"simplejpeg and OpenCV {cv2.__version__}")
 
-    def pixels(
-        self, data: Bytes, view: np.void, corner: tuple[int, int], size: int
-    ) -> Tensor | None:
-        """See `_ByImage`."""
+    def pixels(self, jpeg: "_Jpeg", size: int) -> Tensor | None:
+        """See `_PerImageDecoder`."""
         try:
-            image = self.simplejpeg.decode_jpeg(data, "RGB")
+            image = self.simplejpeg.decode_jpeg(jpeg.data, "RGB")
         except ValueError:
             return None
-        cut = _cut(view, corner, image.shape[:2], size)
+        cut = _cut(jpeg, image.shape[:2], size)
         part = image[cut.rows, cut.columns]
-        if (view["box"] != view["limits"]).any() or max(part.shape[:2]) > size:
-            return _resized(torch.from_numpy(image).permute(2, 0, 1), view, corner, size)
-        how = self.filters[view["filter"]]
+        if jpeg.keeps_context or max(part.shape[:2]) > size:
+            return _resized(torch.from_numpy(image).permute(2, 0, 1), jpeg, size)
+        how = self.filters[jpeg.view["filter"]]
         part = self.cv2.resize(part, (size, size), interpolation=how)
-        return torch.from_numpy(self.cv2.flip(part, 1) if view["flip"] else part)
+        return torch.from_numpy(self.cv2.flip(part, 1) if jpeg.view["flip"] else part)
 
 
-class TorchvisionDecoder(_ByImage):
+class TorchvisionDecoder(_PerImageDecoder):
     """torchvision's decode_jpeg and torch's antialiased interpolation."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, "torchvision's decode_jpeg")
 
-    def pixels(
-        self, data: Bytes, view: np.void, corner: tuple[int, int], size: int
-    ) -> Tensor | None:
-        """See `_ByImage`."""
+    def pixels(self, jpeg: "_Jpeg", size: int) -> Tensor | None:
+        """See `_PerImageDecoder`."""
         try:
-            return _resized(_decode_jpeg(_tensor(data)), view, corner, size)
+            return _resized(_decode_jpeg(_tensor(jpeg.data)), jpeg, size)
         except RuntimeError:
             return None
 
@@ -310,7 +250,7 @@ class TorchvisionDecoder(_ByImage):
 class DeviceDecoder:
     """torchvision's decode_jpeg for a batch at a time on a CUDA device, where the pixels stay.
 
-    Not measured: no GPU has run it. On the CPU it does the same, for tests.
+    Its speed has not been measured. On the CPU it does the same, for tests.
     """
 
     def __init__(self, threads: int, device: torch.device) -> None:
@@ -323,31 +263,30 @@ class DeviceDecoder:
         del pin_memory
         return torch.empty((count, size, size, 3), dtype=torch.uint8, device=self.device)
 
-    def decode(self, order: Order) -> Problems:
+    def decode(self, request: DecodeRequest) -> Problems:
         """See `Decoder`."""
-        images, positions = order.images, np.arange(len(order.chosen))
+        images, positions = request.images, np.arange(len(request.indices))
         if not isinstance(images, EncodedImages):
-            return _by_pillow(order, positions, order.transform.render)
+            return _by_pillow(request, positions, request.transform.render)
 
-        def look(some: np.ndarray) -> list[tuple[int, Bytes, np.void, tuple[int, int]]]:
-            return list(_seen(images, order, some))
+        def read(some: np.ndarray) -> list[_Jpeg]:
+            return list(_jpegs(images, request, some))
 
-        parts = self.readers.map(look, np.array_split(positions, self.threads))
-        found = [one for part in parts for one in part]
-        encoded = [_tensor(data) for _, data, _, _ in found]
+        parts = self.readers.map(read, np.array_split(positions, self.threads))
+        jpegs = [jpeg for part in parts for jpeg in part]
+        encoded = [_tensor(jpeg.data) for jpeg in jpegs]
         try:
             decoded = _decode_jpeg(encoded, self.device) if encoded else []
         except RuntimeError:  # one of them is damaged, and it does not say which
             decoded = [self._alone(data) for data in encoded]
-        size = order.transform.image_size
+        size = request.transform.image_size
         left = set(positions.tolist())
-        for (position, _, view, corner), image in zip(found, decoded, strict=True):
+        for jpeg, image in zip(jpegs, decoded, strict=True):
             if image is None:
                 continue
-            order.pixels[position] = _resized(image, view, corner, size)
-            order.labels[position] = int(images.labels[order.chosen[position]])
-            left.remove(position)
-        return _by_pillow(order, np.array(sorted(left), dtype=np.int64), order.transform.render)
+            request.pixels[jpeg.position] = _resized(image, jpeg, size)
+            left.remove(jpeg.position)
+        return _by_pillow(request, np.array(sorted(left), dtype=np.int64), request.transform.render)
 
     def _alone(self, data: Tensor) -> Tensor | None:
         try:
@@ -383,50 +322,65 @@ def _host_batch(count: int, size: int, pin_memory: bool) -> Tensor:
     return torch.empty((count, size, size, 3), dtype=torch.uint8, pin_memory=pin_memory)
 
 
-def _by_pillow(order: Order, positions: np.ndarray, render: Render) -> Problems:
-    """Fill these positions with what Pillow decodes."""
-    # Of sources from elsewhere nothing says that several threads may use them.
-    ours = isinstance(order.images, EncodedImages | ArrayImages | SyntheticImages)
+def _by_pillow(request: DecodeRequest, positions: np.ndarray, render: Render) -> Problems:
+    """Fill these positions with images that Pillow decodes."""
+    # Nothing says that several threads may use a source from elsewhere.
+    ours = isinstance(request.images, EncodedImages | ArrayImages | SyntheticImages)
     one_at_a_time = nullcontext() if ours else _OTHER_SOURCES
     problems = {}
     for position in positions.tolist():
         try:
             with one_at_a_time:
-                image, label = order.images[int(order.chosen[position])]
+                image, _ = request.images[int(request.indices[position])]
         except InputError as error:
             problems[position] = str(error)
             continue
-        rendered = np.array(render(image, order.view(image.size, position)))
-        order.pixels[position] = torch.from_numpy(rendered)
-        order.labels[position] = label
+        rendered = np.array(render(image, request.view(image.size, position)))
+        request.pixels[position] = torch.from_numpy(rendered)
     return problems
 
 
-def _seen(
-    images: EncodedImages, order: Order, positions: np.ndarray
-) -> Iterator[tuple[int, Bytes, np.void, tuple[int, int]]]:
-    """The JPEGs among these images: position, bytes that a decoder needs, view, their corner.
+@dataclass(frozen=True)
+class _Jpeg:
+    """A JPEG of one or three components: an image, or a part of it that has what is seen.
 
-    Those that only Pillow can do are left out.
+    Attributes:
+        position: The image's position in the batch.
+        data: The encoded bytes.
+        view: A `VIEW` of the whole image.
+        keeps_context: See `Transform.keep_context`; of this view.
+        corner: Where in the whole image this one begins, (x, y) in pixels.
     """
-    found: list[tuple[int, Bytes]] = []
+
+    position: int
+    data: Bytes
+    view: np.void
+    keeps_context: bool
+    corner: tuple[int, int] = (0, 0)
+
+
+def _jpegs(images: EncodedImages, request: DecodeRequest, positions: np.ndarray) -> Iterator[_Jpeg]:
+    """The images at these positions, without those that only Pillow can decode."""
+    read: list[tuple[int, Bytes]] = []
     sizes: list[tuple[int, int]] = []
     for position in positions.tolist():
         try:
-            data = images.read(int(order.chosen[position]))
+            data = images.read(int(request.indices[position]))
         except InputError:
             continue
         size = jpeg_size(data)
         if size is not None and size[0] * size[1] <= pillow.MOST_PIXELS:
-            found.append((position, data))
+            read.append((position, data))
             sizes.append(size)
-    if not found:
+    if not read:
         return
-    views = order.views(np.array(sizes), np.array([position for position, _ in found]))
-    for (position, data), view in zip(found, views, strict=True):
+    views = request.views(np.array(sizes), np.array([position for position, _ in read]))
+    kept = request.transform.keep_context(views).tolist()
+    for (position, data), view, keeps_context in zip(read, views, kept, strict=True):
         if is_elongated(view):
             continue  # Pillow can resize a part without shifting the grid of the whole
-        yield position, *_stitched(images, int(order.chosen[position]), data, view)
+        jpeg = _Jpeg(position, data, view, keeps_context)
+        yield _stitched(images, int(request.indices[position]), jpeg)
 
 
 def _tensor(data: Bytes) -> Tensor:
@@ -439,45 +393,41 @@ def _decode_jpeg(data: Any, device: torch.device | None = None) -> Any:
     return decode_jpeg(data, mode=ImageReadMode.RGB, device=device or "cpu")
 
 
-def _resized(image: Tensor, view: np.void, corner: tuple[int, int], size: int) -> Tensor:
-    """A view of a decoded part (3, H, W) of an image: uint8 (size, size, 3), antialiased."""
-    cut = _cut(view, corner, image.shape[1:], size)
+def _resized(image: Tensor, jpeg: _Jpeg, size: int) -> Tensor:
+    """The view of a decoded JPEG (3, H, W): uint8 (size, size, 3), antialiased."""
+    cut, view = _cut(jpeg, image.shape[1:], size), jpeg.view
     part = image[None, :, cut.rows, cut.columns]
     width, height = cut.resized
     if (height, width) != tuple(part.shape[2:]):
         # Bytes can be interpolated on the host only.
-        given = part if part.device.type == "cpu" else part.float()
+        source = part if part.device.type == "cpu" else part.float()
         mode = FILTERS[view["filter"]]
-        part = F.interpolate(given, (height, width), mode=mode, antialias=True)
+        part = F.interpolate(source, (height, width), mode=mode, antialias=True)
         part = part.round().clamp(0, 255) if part.is_floating_point() else part
     part = part[0, :, cut.top : cut.top + size, cut.left : cut.left + size]
     return (part.flip(2) if view["flip"] else part).permute(1, 2, 0)
 
 
-def _stitched(
-    images: EncodedImages, index: int, data: Bytes, view: np.void
-) -> tuple[Bytes, np.void, tuple[int, int]]:
-    """A smaller JPEG that has what is seen, where restart markers allow it; view; its corner."""
+def _stitched(images: EncodedImages, index: int, jpeg: _Jpeg) -> _Jpeg:
+    """A smaller JPEG that has what is seen, where restart markers allow it; else the same one."""
     segments = images.segments(index) if isinstance(images, HasRestarts) else None
-    limits = view["limits"].tolist()
-    if segments is None or limits != view["box"].tolist():
-        # Views of evaluation lie on the grid of the whole resized image: a part would shift it.
-        return data, view, (0, 0)
-    left, top, right, bottom = limits
-    stitched, x, y = stitch(data, segments, (left, top, right, bottom))
-    return stitched, view, (x, y)
+    if segments is None or jpeg.keeps_context:
+        return jpeg  # a part of an image has another grid of resized pixels than the whole
+    left, top, right, bottom = jpeg.view["limits"].tolist()
+    data, x, y = stitch(jpeg.data, segments, (left, top, right, bottom))
+    return replace(jpeg, data=data, corner=(x, y))
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How to make a view of a decoded part of an image by steps of whole pixels.
+    """How whole pixels of a decoded JPEG become a view.
 
     Attributes:
-        rows: Which rows of the part to resize.
-        columns: Which columns.
+        rows: The rows to resize.
+        columns: The columns to resize.
         resized: The (width, height) to resize them to.
-        left: Corner of the result in that.
-        top: Corner of the result in that.
+        left: Where the view begins in the resized pixels.
+        top: Where the view begins in the resized pixels.
     """
 
     rows: slice
@@ -487,15 +437,131 @@ class _Cut:
     top: int = 0
 
 
-def _cut(view: np.void, corner: tuple[int, int], shape: Sequence[int], size: int) -> _Cut:
-    left, top, right, bottom = view["limits"].tolist()
-    x0, y0, x1, y1 = view["box"].tolist()
-    if (x0, y0, x1, y1) == (left, top, right, bottom):
-        rows = slice(top - corner[1], bottom - corner[1])
-        return _Cut(rows, slice(left - corner[0], right - corner[0]), (size, size))
-    # The whole image is resized and the view cut out, as evaluation does.
+def _cut(jpeg: _Jpeg, shape: Sequence[int], size: int) -> _Cut:
+    """The steps from a decoded JPEG of this shape (H, W) to a view of `size` pixels a side."""
+    if not jpeg.keeps_context:  # the crop is cut out, then resized
+        left, top, right, bottom = jpeg.view["limits"].tolist()
+        rows = slice(top - jpeg.corner[1], bottom - jpeg.corner[1])
+        columns = slice(left - jpeg.corner[0], right - jpeg.corner[0])
+        return _Cut(rows, columns, (size, size))
+    # The whole image is resized, then the view is cut out.
+    x0, y0, x1, y1 = jpeg.view["box"].tolist()
     x_scale, y_scale = size / (x1 - x0), size / (y1 - y0)
     width, height = max(size, round(shape[1] * x_scale)), max(size, round(shape[0] * y_scale))
-    x, y = round((x0 - corner[0]) * x_scale), round((y0 - corner[1]) * y_scale)
+    x, y = round((x0 - jpeg.corner[0]) * x_scale), round((y0 - jpeg.corner[1]) * y_scale)
     whole = slice(None)
     return _Cut(whole, whole, (width, height), min(x, width - size), min(y, height - size))
+
+
+# ---- the table ----
+
+
+@dataclass(frozen=True)
+class DecoderKind:
+    """An entry of `DECODERS`.
+
+    Attributes:
+        open: Opens the decoder for a number of threads and, if it needs one, a device.
+        missing: The reason that it cannot be opened, as a clause behind its name; or None.
+        automatic: Whether `auto` may choose it.
+        on_device: Whether its pixels are made on the network's device, not on the host.
+    """
+
+    open: Callable[[int, torch.device | None], Decoder]
+    missing: Callable[[torch.device | None], str | None]
+    automatic: bool = False
+    on_device: bool = False
+
+
+def open_decoder(name: str, threads: int, device: torch.device | None = None) -> Decoder:
+    """Open a decoder by its name.
+
+    Args:
+        name: One of `NAMES`; auto takes the first of native, simplejpeg and torchvision that can
+            be opened.
+        threads: How many images to decode at a time.
+        device: The network's device, for decoders that decode there.
+
+    Raises:
+        InputError: There is no such decoder, or what it needs is not installed.
+    """
+    check_decoder(name)
+    threads = max(1, threads)
+    if name == "auto":
+        return _open_automatic(threads, device)
+    kind = DECODERS[name]
+    missing = kind.missing(device)
+    if missing is not None:
+        raise InputError(f"data.decoder={name} {missing}")
+    return kind.open(threads, device)
+
+
+def check_decoder(name: str) -> None:
+    """Raise `InputError` if no decoder has this name."""
+    if name not in NAMES:
+        raise InputError(f"data.decoder={name}: expected one of {', '.join(NAMES)}")
+
+
+def _open_automatic(threads: int, device: torch.device | None) -> Decoder:
+    for kind in DECODERS.values():
+        if kind.automatic and kind.missing(device) is None:
+            with suppress(ImportError):  # OpenCV without the system's libraries, for instance
+                return kind.open(threads, device)
+    raise InputError("data.decoder=auto: expected a decoder that can be opened, found none")
+
+
+def _missing_native(device: torch.device | None) -> str | None:
+    del device
+    if native.library() is not None:
+        return None
+    return (
+        "needs the native decoder, which was not built; install a C compiler (and libjpeg-turbo's "
+        "headers: libjpeg62-turbo-dev), then run pip install again, or use data.decoder=auto"
+    )
+
+
+def _missing_wheels(device: torch.device | None) -> str | None:
+    del device
+    if all(importlib.util.find_spec(package) for package in ("simplejpeg", "cv2")):
+        return None
+    return (
+        "needs simplejpeg and OpenCV: pip install simplejpeg opencv-python-headless, or use "
+        "data.decoder=auto"
+    )
+
+
+def _missing_cuda(device: torch.device | None) -> str | None:
+    if device is not None and device.type == "cuda":
+        return None
+    return (
+        "decodes on a CUDA device, and this run is on "
+        f"{device.type if device else 'none'}; use data.decoder=auto"
+    )
+
+
+def _missing_nothing(device: torch.device | None) -> str | None:
+    del device
+
+
+def _open_nvjpeg(threads: int, device: torch.device | None) -> Decoder:
+    assert device is not None
+    return DeviceDecoder(threads, device)
+
+
+DECODERS = {
+    "native": DecoderKind(
+        lambda threads, _: NativeDecoder(threads), _missing_native, automatic=True
+    ),
+    "simplejpeg": DecoderKind(
+        lambda threads, _: SimplejpegDecoder(threads), _missing_wheels, automatic=True
+    ),
+    "torchvision": DecoderKind(
+        lambda threads, _: TorchvisionDecoder(threads), _missing_nothing, automatic=True
+    ),
+    "pillow": DecoderKind(lambda threads, _: PillowDecoder(threads), _missing_nothing),
+    "nvjpeg": DecoderKind(_open_nvjpeg, _missing_cuda, on_device=True),
+}
+"""Decoders by name. `auto` tries those that are automatic in this order."""
+
+NAMES = ("auto", *DECODERS)
+"""The values of `data.decoder`."""

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: copy, colours, normalise, erase, mix."""
+"""Batches on the device: copy, jitter colours, normalise, erase, mix."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ class DeviceBatches:
     Args:
         mean: Channel means of the data, in [0, 1].
         std: Channel standard deviations, in [0, 1].
-        device: Where the network is.
+        device: The network's device.
         channels_last: Memory format of the result; True costs nothing, since pixels come that way.
     """
 
@@ -34,14 +34,14 @@ class DeviceBatches:
         self.side: torch.cuda.Stream | None = None
 
     def __call__(
-        self, pixels: Tensor, labels: Tensor, augment: "Augment | None" = None
+        self, pixels: Tensor, targets: Tensor, augment: "Augment | None" = None
     ) -> tuple[Tensor, Tensor]:
-        """Images (N, 3, H, W) and labels (N,) on the device.
+        """Images (N, 3, H, W) and their targets on the device.
 
         Args:
             pixels: uint8 (N, H, W, 3), on the host or on the device.
-            labels: int64 (N,).
-            augment: What is done to these images, of the same batch.
+            targets: The images' targets as the loader gives them, class indices (N,) for instance.
+            augment: Augmentation of these images, set to their batch; or None.
         """
         pixels = pixels.to(self.device, non_blocking=True)
         colours: Tensor = pixels if augment is None else augment.jittered(pixels)
@@ -54,10 +54,10 @@ class DeviceBatches:
         images = images.permute(0, 3, 1, 2)
         if not self.channels_last:
             images = images.contiguous()
-        return images, labels.to(self.device, non_blocking=True)
+        return images, targets.to(self.device, non_blocking=True)
 
     def ahead(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches, copied to a CUDA device while the one before is being computed.
+        """The batches, each copied to a CUDA device while the one before it is being computed.
 
         Elsewhere they pass through.
         """
@@ -82,7 +82,7 @@ class DeviceBatches:
 
 
 class Augment:
-    """Colour jitter and random erasing of a batch, with draws of its own for each image.
+    """Colour jitter and random erasing of a batch, with separate draws for each image.
 
     They come from (seed, epoch, batch) for the global batch, of which a rank takes its slice: the
     images are the same for any world size.
@@ -114,7 +114,7 @@ class Augment:
         self.epoch, self.batch = 0, 0
 
     def at(self, epoch: int, batch: int) -> "Augment":
-        """This object, set to the draws of that batch."""
+        """This object, set to the draws of a batch."""
         self.epoch, self.batch = epoch, batch
         return self
 
@@ -167,7 +167,7 @@ class Augment:
         return draws.to(device, non_blocking=True)
 
     def _factors(self, draws: Tensor) -> Tensor:
-        """Of each kind, (N, 4): 1 - strength (0 at least) to 1 + strength; of hue a shift."""
+        """Jitter factors (N, 4): from max(0, 1 - strength) to 1 + strength; for hue, a shift."""
         columns = []
         for kind, strength in enumerate(self.strengths):
             low, high = (
@@ -178,7 +178,7 @@ class Augment:
 
 
 def _blended(colours: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
-    """Mixed with black (brightness, 0), the mean grey (contrast, 1) or the grey (saturation, 2).
+    """Colours mixed with black (brightness, 0), mean grey (contrast, 1) or grey (saturation, 2).
 
     Args:
         colours: (N, 3, H, W) in [0, 255].

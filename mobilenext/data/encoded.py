@@ -1,4 +1,4 @@
-"""Encoded images and where their bytes lie: what sources hand to decoders, without copying it."""
+"""Encoded images and where their bytes lie, which sources hand to decoders without copying."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
+from torch import Tensor
 
 ITEM = np.dtype(
     [
@@ -37,19 +38,19 @@ VIEW = np.dtype(
     ],
     align=True,
 )
-"""What becomes of an image; `struct mn_view` of native/mobilenext.h."""
+"""The part of an image that becomes a batch's pixels; `struct mn_view` of native/mobilenext.h."""
 
 FILTERS = ("bilinear", "bicubic")
-"""Antialiased, as Pillow does."""
+"""Names of the resize filters, antialiased as in Pillow."""
 
 
 @dataclass
 class Located:
-    """Where the bytes of some images are.
+    """Locations of the bytes of some images.
 
     Attributes:
         items: One `ITEM` each.
-        keep: What must live as long as the items are in use: open files, buffers, file names.
+        keep: Objects that must live while the items are in use: open files, buffers, file names.
     """
 
     items: np.ndarray
@@ -60,19 +61,20 @@ class Located:
 class EncodedImages(Protocol):
     """A split whose images lie encoded on disk or in memory."""
 
-    labels: np.ndarray
-    """Class indices, int64 or smaller; may be mapped from a file."""
-
     def __len__(self) -> int:
         """Number of images."""
         ...
 
-    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
-        """RGB image and class index; raises `InputError` naming an image that can't be read."""
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, Any]:
+        """RGB image and its target; raises `InputError` naming an image that can't be read."""
+        ...
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        """The targets of these images; see `mobilenext.data.sources.Images`."""
         ...
 
     def name(self, index: int) -> str:
-        """How messages call the image: a path, or archive and member."""
+        """Name of the image for messages: a path, or archive and member."""
         ...
 
     def read(self, index: int) -> bytes | memoryview:
@@ -80,8 +82,16 @@ class EncodedImages(Protocol):
         ...
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Where the bytes of these images are; what can't be found becomes an item's status."""
+        """Locations of the bytes of these images; a missing image gets a status in its item."""
         ...
+
+
+@runtime_checkable
+class EncodedClassImages(EncodedImages, Protocol):
+    """Encoded images of one class each."""
+
+    labels: np.ndarray
+    """Class indices, int64 or smaller."""
 
 
 @runtime_checkable
@@ -89,7 +99,7 @@ class HasChecksums(Protocol):
     """Encoded images whose bytes are verified when they are used for the first time."""
 
     def found_whole(self, indices: np.ndarray) -> None:
-        """Take note that native code has compared the checksums of these images."""
+        """Note that native code has found the checksums of these images equal."""
         ...
 
 

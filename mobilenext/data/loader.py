@@ -1,7 +1,8 @@
-"""Batches: which images, in which order, with which crops.
+"""Batches: their images, the order, the crops and the targets.
 
 The interface that the training loop knows: `len(loader)` batches, and `loader.epoch(epoch,
-first_batch)` yields (pixels uint8 (N, H, W, 3), labels int64 (N,)), pinned if asked.
+first_batch)` yields (pixels uint8 (N, H, W, 3), targets), pinned if asked. The targets are the
+split's (`Images.targets`): class indices, int64 (N,), where each image has one class.
 
 Global batch b of epoch e is a function of (seed, e, b): its order comes from (seed, epoch), each
 image's crop from (seed, epoch, index). Ranks take contiguous slices of it, so the slices of all
@@ -9,8 +10,8 @@ ranks, one after the other, are the same pixels for any world size, and for any 
 An image that can't be read stops the run or, if asked, gives its place to another one, chosen by
 (seed, epoch, index) as well.
 
-Batches are made ahead of their use, by threads: what decodes holds no GIL, so there is nothing that
-processes would be needed for, and no pixels are copied between them.
+Threads make batches ahead of their use: decoders hold no GIL, so no processes are needed, and no
+pixels are copied between them.
 """
 
 import math
@@ -25,33 +26,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mobilenext.data.decoders import Decoder, Order, Problems, open_decoder
+from mobilenext.data.decoders import (
+    DECODERS,
+    Decoder,
+    DecodeRequest,
+    Problems,
+    check_decoder,
+    open_decoder,
+)
 from mobilenext.data.sources import Images, SyntheticImages
 from mobilenext.data.transforms import Transform
 from mobilenext.errors import InputError
 from mobilenext.seeding import counter_seed, generator
 
 Batch = tuple[Tensor, Tensor]
+"""Pixels uint8 (N, H, W, 3), and the targets of the N images."""
 
 MOST_SUBSTITUTES = 16
+"""Images that are tried in the place of one that can't be read."""
 
 MAKERS = 2
 """Batches that are being made at a time: while the last images of one are decoded, threads that
 have nothing left to do there begin with the next."""
 
 AHEAD_BYTES = 64 * 2**20
-"""About as much is kept ready; at least the batches that are being made, at most four."""
+"""Bytes of pixels to keep ready, about; at least the batches that are being made, at most four."""
 
 
 class Loader(Protocol):
-    """What the loop iterates over."""
+    """One split's batches, epoch by epoch: what a loop iterates over."""
 
     unreadable: dict[int, str]
-    """Images that this process could not read so far: by index, what is wrong with them."""
+    """Images that this process could not read so far: what is wrong with each, by its index."""
     decoder: str
-    """What decodes the images, for logs and results."""
+    """The decoder's description, for logs and results."""
     missed: int
-    """How many images the present epoch has had to do without, so far."""
+    """Number of unreadable images in the present epoch so far."""
     skips: bool
     """Whether images that can't be read are left out or replaced, not an error."""
 
@@ -68,11 +78,11 @@ class Loader(Protocol):
         ...
 
     def check_share(self, unreadable: dict[int, str]) -> None:
-        """Raise `InputError` if so many of the split's images are more than may be unreadable."""
+        """Raise `InputError` if this many unreadable images are more than the split may have."""
         ...
 
     def close(self) -> None:
-        """End the threads of the loader, if it has any."""
+        """End the loader's threads, if it has any."""
         ...
 
 
@@ -106,12 +116,13 @@ def train_loader(
             readable one in its place, a function of (seed, epoch, index) and the files.
         max_bad_share: With `skip`: share of the split that may be unreadable.
         decoder: A name of `mobilenext.data.decoders`.
-        device: Where the network is; for decoders that decode there.
+        device: The network's device, for decoders that decode there.
 
     Raises:
         InputError: The ranks can't share the batch, the split is smaller than one batch, or the
-            decoder is not to be had.
+            decoder can't be opened.
     """
+    check_decoder(decoder)
     if global_batch_size < 1 or global_batch_size % world_size:
         lower = global_batch_size // world_size * world_size
         choices = [str(size) for size in (lower, lower + world_size) if size > 0]
@@ -127,15 +138,16 @@ def train_loader(
         )
     if isinstance(images, SyntheticImages):
         return _ReadyBatch(images, transform, global_batch_size, rank, world_size, pin_memory)
-    if transform.finish is not None and decoder == "nvjpeg":
+    if transform.finish is not None and decoder in DECODERS and DECODERS[decoder].on_device:
         raise InputError(
-            "data.decoder=nvjpeg leaves no pixels on the host for augment.randaugment: use another "
-            "decoder, or augment.randaugment=null"
+            f"data.decoder={decoder} leaves no pixels on the host for augment.randaugment: use "
+            "another decoder, or augment.randaugment=null"
         )
-    keys = _TrainKeys(len(images), seed, global_batch_size, rank, world_size)
+    indices = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size)
     policy = "substitute" if on_bad_image == "skip" else "error"
-    maker = _Maker(images, transform, open_decoder(decoder, workers, device), seed, policy, workers)
-    return _ImageLoader(maker, keys, workers, pin_memory, max_bad_share)
+    opened = open_decoder(decoder, workers, device)
+    maker = BatchMaker(images, transform, opened, seed, policy, workers)
+    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
 
 
 def eval_loader(
@@ -166,17 +178,18 @@ def eval_loader(
         workers: As for `train_loader`.
         pin_memory: As for `train_loader`.
         on_bad_image: What to do with an image that can't be read: `error` raises, `skip` leaves it
-            out; then batches may be smaller, and `unreadable` tells of it.
+            out of its batch, which gets smaller, and adds it to `unreadable`.
         max_bad_share: As for `train_loader`.
         decoder: As for `train_loader`.
         device: As for `train_loader`.
     """
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
-    keys = _EvalKeys(np.arange(rank, len(images), world_size), batch_size)
+    indices = _ShardIndices(np.arange(rank, len(images), world_size), batch_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
-    maker = _Maker(images, transform, open_decoder(decoder, workers, device), 0, policy, workers)
-    return _ImageLoader(maker, keys, workers, pin_memory, max_bad_share)
+    opened = open_decoder(decoder, workers, device)
+    maker = BatchMaker(images, transform, opened, 0, policy, workers)
+    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
@@ -184,8 +197,8 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=generator("order", seed, epoch))
 
 
-class _TrainKeys:
-    """This rank's indices, batch by batch."""
+class _ShuffledIndices:
+    """A rank's indices of the training batches: its slice of each batch of a shuffled epoch."""
 
     def __init__(
         self, length: int, seed: int, global_batch_size: int, rank: int, world_size: int
@@ -197,16 +210,16 @@ class _TrainKeys:
     def __len__(self) -> int:
         return self.length // self.global_batch_size
 
-    def of(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
-        """Indices of the batches from `first_batch` on."""
+    def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the images of each batch from `first_batch` on."""
         order = epoch_order(self.length, self.seed, epoch).numpy()
         for batch in range(first_batch, len(self)):
             start = batch * self.global_batch_size + self.offset
             yield order[start : start + self.batch_size]
 
 
-class _EvalKeys:
-    """Consecutive images of a shard."""
+class _ShardIndices:
+    """A rank's indices of the evaluation batches: consecutive images of its shard."""
 
     def __init__(self, shard: np.ndarray, batch_size: int) -> None:
         self.shard, self.batch_size = shard, batch_size
@@ -214,21 +227,37 @@ class _EvalKeys:
     def __len__(self) -> int:
         return math.ceil(len(self.shard) / self.batch_size)
 
-    def of(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
-        """Indices of the batches from `first_batch` on; the epoch does not matter."""
+    def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the images of each batch from `first_batch` on, equal in every epoch."""
         del epoch
         for start in range(first_batch * self.batch_size, len(self.shard), self.batch_size):
             yield self.shard[start : start + self.batch_size]
 
 
 @dataclass(frozen=True)
-class _Made:
+class MadeBatch:
+    """A batch and the images that could not be read for it.
+
+    Attributes:
+        batch: Pixels and targets; None if no image of it could be read.
+        unreadable: What is wrong with each unreadable image, by its index.
+    """
+
     batch: Batch | None
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
-class _Maker:
-    """Makes batches; may be called by several threads at once."""
+class BatchMaker:
+    """Makes batches of the images with given indices; several threads may call it at once.
+
+    Args:
+        images: The split.
+        transform: Says what is seen of an image.
+        decoder: Makes the pixels; closed with the maker.
+        seed: The run's seed.
+        policy: What to do with an unreadable image: `error`, `substitute` or `leave out`.
+        workers: Threads for `transform.finish`; 0: the caller's.
+    """
 
     def __init__(
         self,
@@ -245,33 +274,38 @@ class _Maker:
         if workers and transform.finish is not None:
             self.finishers = ThreadPoolExecutor(workers, "finish")
 
-    def __call__(self, epoch: int, indices: np.ndarray, pin_memory: bool) -> _Made:
+    def __call__(self, epoch: int, indices: np.ndarray, pin_memory: bool) -> MadeBatch:
         """The batch of these images.
 
         Raises:
-            InputError: An image can't be read, and nothing else was asked for.
+            InputError: An image can't be read and the policy is `error`, or no substitute can be
+                read either.
         """
-        count = len(indices)
-        pixels = self.decoder.allocate(count, self.transform.image_size, pin_memory)
-        labels = torch.empty(count, dtype=torch.int64, pin_memory=pin_memory)
-        problems = self._decode(epoch, indices, indices, pixels, labels)
+        pixels = self.decoder.allocate(len(indices), self.transform.image_size, pin_memory)
+        problems = self._decode(epoch, indices, indices, pixels)
         unreadable = {int(indices[position]): text for position, text in problems.items()}
+        used = indices
         if problems and self.policy == "error":
             raise InputError(problems[min(problems)])
         if problems and self.policy == "substitute":
+            used = indices.copy()
             for position in sorted(problems):
                 place = slice(position, position + 1)
-                unreadable |= self._substitute(
-                    epoch, indices[place], pixels[place], labels[place], problems[position]
+                used[position], more = self._substitute(
+                    epoch, indices[place], pixels[place], problems[position]
                 )
+                unreadable |= more
         if self.transform.finish is not None:
             self._finish(epoch, indices, pixels.numpy())
         if problems and self.policy == "leave out":
-            readable = [position for position in range(count) if position not in problems]
+            readable = [position for position in range(len(indices)) if position not in problems]
             if not readable:
-                return _Made(None, unreadable)
-            pixels, labels = pixels[readable], labels[readable]
-        return _Made((pixels, labels), unreadable)
+                return MadeBatch(None, unreadable)
+            pixels, used = pixels[readable], indices[readable]
+        targets = self.images.targets(used)
+        if pin_memory:
+            targets = targets.pin_memory()
+        return MadeBatch((pixels, targets), unreadable)
 
     def _finish(self, epoch: int, indices: np.ndarray, pixels: np.ndarray) -> None:
         finish = self.transform.finish
@@ -286,30 +320,41 @@ class _Maker:
             pass
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and close the decoder."""
         if self.finishers is not None:
             self.finishers.shutdown()
         self.decoder.close()
 
     def _decode(
-        self, epoch: int, chosen: np.ndarray, keys: np.ndarray, pixels: Tensor, labels: Tensor
+        self, epoch: int, indices: np.ndarray, draw_indices: np.ndarray, pixels: Tensor
     ) -> Problems:
-        """Images `chosen` with the draws of `keys`."""
-        order = Order(self.images, chosen, keys, self.transform, self.seed, epoch, pixels, labels)
-        return self.decoder.decode(order)
+        request = DecodeRequest(
+            self.images, indices, draw_indices, self.transform, self.seed, epoch, pixels
+        )
+        return self.decoder.decode(request)
 
     def _substitute(
-        self, epoch: int, index: np.ndarray, pixels: Tensor, labels: Tensor, problem: str
-    ) -> dict[int, str]:
-        """Fill the place of an unreadable image; returns what else could not be read."""
+        self, epoch: int, index: np.ndarray, pixels: Tensor, problem: str
+    ) -> tuple[int, dict[int, str]]:
+        """Fill the place of an unreadable image with another one.
+
+        Args:
+            epoch: Counter of the draws.
+            index: The unreadable image, (1,).
+            pixels: Its place in the batch, (1, H, W, 3).
+            problem: What is wrong with it.
+
+        Returns:
+            The image that was taken, and further images that could not be read.
+        """
         unreadable: dict[int, str] = {}
         for attempt in range(1, 1 + MOST_SUBSTITUTES):
             draw = counter_seed("substitute", self.seed, epoch, int(index[0]), attempt)
-            chosen = draw % len(self.images)
-            problems = self._decode(epoch, np.array([chosen]), index, pixels, labels)
+            other = draw % len(self.images)
+            problems = self._decode(epoch, np.array([other]), index, pixels)
             if not problems:
-                return unreadable
-            unreadable[chosen] = problems[0]
+                return other, unreadable
+            unreadable[other] = problems[0]
         raise InputError(
             f"{1 + len(unreadable)} images drawn one after the other could not be read, for "
             f"instance: {problem}"
@@ -317,29 +362,29 @@ class _Maker:
 
 
 class _ImageLoader:
-    """Makes batches ahead of their use."""
+    """A loader that makes batches ahead of their use."""
 
     def __init__(
         self,
-        maker: _Maker,
-        keys: _TrainKeys | _EvalKeys,
+        maker: BatchMaker,
+        indices: _ShuffledIndices | _ShardIndices,
         workers: int,
         pin_memory: bool,
         max_bad_share: float,
     ) -> None:
-        self.maker, self.keys, self.pin_memory = maker, keys, pin_memory
+        self.maker, self.indices, self.pin_memory = maker, indices, pin_memory
         self.decoder = maker.decoder.description
         self.unreadable: dict[int, str] = {}
         self.missed = 0
         self.skips = maker.policy != "error"
         self.length, self.max_bad_share = len(maker.images), max_bad_share
         self.threads = ThreadPoolExecutor(MAKERS, "batch") if workers else None
-        size = keys.batch_size * 3 * maker.transform.image_size**2
+        size = indices.batch_size * 3 * maker.transform.image_size**2
         self.ahead = max(MAKERS, min(4, AHEAD_BYTES // size))
-        self.begun: tuple[tuple[int, int], _Ahead] | None = None
+        self.begun: tuple[tuple[int, int], Prefetched] | None = None
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.indices)
 
     def prefetch(self, epoch: int, first_batch: int = 0) -> None:
         if self.threads is None or (self.begun and self.begun[0] == (epoch, first_batch)):
@@ -349,22 +394,22 @@ class _ImageLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         self.missed = 0
-        made: Iterator[_Made]
+        batches: Iterator[MadeBatch]
         if self.threads is None:
-            keys = self.keys.of(epoch, first_batch)
-            made = (self.maker(epoch, indices, self.pin_memory) for indices in keys)
+            indices = self.indices.batches(epoch, first_batch)
+            batches = (self.maker(epoch, some, self.pin_memory) for some in indices)
         else:
             self.prefetch(epoch, first_batch)
             assert self.begun is not None
-            made, self.begun = iter(self.begun[1]), None
-        with closing(made):  # pyright: ignore[reportArgumentType]
-            for one in made:
-                if one.unreadable:
-                    self.missed += len(one.unreadable)
-                    self.unreadable |= one.unreadable
+            batches, self.begun = iter(self.begun[1]), None
+        with closing(batches):  # pyright: ignore[reportArgumentType]
+            for made in batches:
+                if made.unreadable:
+                    self.missed += len(made.unreadable)
+                    self.unreadable |= made.unreadable
                     self.check_share(self.unreadable)
-                if one.batch is not None:
-                    yield one.batch
+                if made.batch is not None:
+                    yield made.batch
 
     def check_share(self, unreadable: dict[int, str]) -> None:
         if len(unreadable) > self.max_bad_share * self.length:
@@ -381,9 +426,9 @@ class _ImageLoader:
             self.threads.shutdown(cancel_futures=True)
         self.maker.close()
 
-    def _start(self, threads: ThreadPoolExecutor, epoch: int, first_batch: int) -> "_Ahead":
-        keys = self.keys.of(epoch, first_batch)
-        return _Ahead(self.maker, threads, epoch, keys, self.pin_memory, self.ahead)
+    def _start(self, threads: ThreadPoolExecutor, epoch: int, first_batch: int) -> "Prefetched":
+        indices = self.indices.batches(epoch, first_batch)
+        return Prefetched(self.maker, threads, epoch, indices, self.pin_memory, self.ahead)
 
     def _abandon(self) -> None:
         if self.begun is not None:
@@ -391,25 +436,34 @@ class _ImageLoader:
             self.begun = None
 
 
-class _Ahead:
-    """Batches of an epoch, `ahead` of them being made or ready at any time."""
+class Prefetched:
+    """Batches of an epoch in their order, `ahead` of them being made or ready at any time.
+
+    Args:
+        maker: Makes the batches.
+        threads: Call the maker.
+        epoch: Counter of the draws.
+        indices: Indices of the images of each batch.
+        pin_memory: Whether the batches are page-locked.
+        ahead: How many batches to make ahead.
+    """
 
     def __init__(
         self,
-        maker: _Maker,
+        maker: BatchMaker,
         threads: ThreadPoolExecutor,
         epoch: int,
-        keys: Iterator[np.ndarray],
+        indices: Iterator[np.ndarray],
         pin_memory: bool,
         ahead: int,
     ) -> None:
         self.maker, self.threads, self.epoch = maker, threads, epoch
-        self.keys, self.pin_memory = keys, pin_memory
-        self.futures: deque[Future[_Made]] = deque()
+        self.indices, self.pin_memory = indices, pin_memory
+        self.futures: deque[Future[MadeBatch]] = deque()
         for _ in range(ahead):
             self._submit()
 
-    def __iter__(self) -> Iterator[_Made]:
+    def __iter__(self) -> Iterator[MadeBatch]:
         try:
             while self.futures:
                 made = self.futures.popleft().result()
@@ -419,7 +473,7 @@ class _Ahead:
             self.cancel()
 
     def cancel(self) -> None:
-        """Give up what is not begun, and wait for the rest."""
+        """Give up the batches that are not begun, and wait for the others."""
         for future in self.futures:
             future.cancel()
         while self.futures:
@@ -428,7 +482,7 @@ class _Ahead:
                 future.exception()
 
     def _submit(self) -> None:
-        indices = next(self.keys, None)
+        indices = next(self.indices, None)
         if indices is not None:
             self.futures.append(
                 self.threads.submit(self.maker, self.epoch, indices, self.pin_memory)
@@ -436,7 +490,7 @@ class _Ahead:
 
 
 class _ReadyBatch:
-    """The same batch again and again, at no cost: what is left to measure is the loop."""
+    """Yields one ready batch again and again, at no cost, so that only the loop is measured."""
 
     def __init__(
         self,
@@ -449,7 +503,7 @@ class _ReadyBatch:
     ) -> None:
         self.batches = len(images) // global_batch_size
         share = global_batch_size // world_size
-        maker = _Maker(images, transform, open_decoder("pillow", 1), 0, "error", 0)
+        maker = BatchMaker(images, transform, open_decoder("pillow", 1), 0, "error", 0)
         made = maker(0, rank * share + np.arange(share), pin_memory)
         maker.close()
         assert made.batch is not None

@@ -1,4 +1,4 @@
-"""The native decoder of native/, by ctypes: its calls hold no GIL.
+"""The native decoder of native/, called by ctypes, without the GIL.
 
 `pip install` builds it where a C compiler is; where it is missing, `library()` is None and other
 decoders serve (`mobilenext.data.decoders`).
@@ -17,7 +17,7 @@ from mobilenext.data.encoded import ITEM, VIEW, EncodedImages
 from mobilenext.data.transforms import Transform
 
 ABI = 2
-"""Of native/mobilenext.h; a library that was built from other sources is not used."""
+"""Version of native/mobilenext.h; a library that was built from another one is not used."""
 
 OK, NOT_JPEG, UNSUPPORTED, CORRUPT, TRUNCATED, TOO_LARGE = range(6)
 UNREADABLE, MISSING, CHECKSUM, NO_MEMORY, EMPTY = range(6, 11)
@@ -34,10 +34,10 @@ PROBLEMS = {
     NO_MEMORY: "not enough memory",
     EMPTY: "is empty",
 }
-"""What a status says."""
+"""The problem that each status stands for."""
 
 FILE_PROBLEMS = frozenset({UNREADABLE, MISSING, CHECKSUM, EMPTY})
-"""Those that no other decoder could help."""
+"""Problems with which no other decoder could help."""
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def _path() -> Path | None:
 
 
 def description() -> str:
-    """Which code runs, for logs: processor path and libjpeg-turbo's version."""
+    """Processor path and libjpeg-turbo's version, for logs."""
     loaded = library()
     if loaded is None:
         return "not built"
@@ -93,7 +93,7 @@ def description() -> str:
 
 
 class Pool:
-    """Threads that decode; one pool may serve several batches at once.
+    """A pool of threads that decode; it may serve several batches at once.
 
     Args:
         threads: How many.
@@ -129,7 +129,7 @@ class Pool:
         self._call(self.library.mn_load, items, len(items), max_pixels)
 
     def decode(self, items: np.ndarray, views: np.ndarray, out: np.ndarray) -> None:
-        """Decode what is loaded.
+        """Decode the loaded items.
 
         Args:
             items: `ITEM`s after `load`; those whose status is not 0 are left out.
@@ -217,10 +217,10 @@ def entropy_floor(images: EncodedImages, transform: Transform, count: int, threa
     """Images per CPU-second if nothing but entropy decoding were done, for the same crops.
 
     Args:
-        images: Where they come from.
-        transform: Says what is seen of them.
+        images: The split.
+        transform: Says what is seen of an image.
         count: How many to decode; they are repeated if there are fewer.
-        threads: At a time.
+        threads: Threads that decode.
     """
     pool = Pool(threads)
     indices = np.arange(count) % len(images)

@@ -22,6 +22,7 @@ from mobilenext.data.sources import ImageData, check_class_names, some
 from mobilenext.data.stored import Names, StoredImages
 from mobilenext.errors import InputError
 from mobilenext.files import (
+    check_regular,
     flush,
     flush_folder,
     open_regular,
@@ -36,7 +37,7 @@ FORMAT, VERSION = "mobilenext-pack", 1
 SPLITS = ("train", "val")
 DESCRIPTION = "pack.json"
 WORK = ".work"
-"""Folder inside an unfinished pack: what is finished of it."""
+"""Folder inside an unfinished pack, with its finished parts."""
 JOURNAL, REPORT = "journal.jsonl", "report.json"
 ALIGNMENT = 64
 """Records begin at multiples of it, in bytes."""
@@ -44,8 +45,8 @@ SHARD_BYTES = 1 << 30
 """A record that would end beyond it goes to the next shard."""
 
 CHECKSUM = "crc32"
-"""Entry of `pack.json`, and of each line of an unfinished pack's journal: of all its other entries.
-Packs that were made before have none."""
+"""Name of an entry of `pack.json`, and of each line of an unfinished pack's journal: the CRC-32 of
+all other entries. The first packs have none."""
 MOST_DESCRIPTION = 1 << 26
 """Bytes that `pack.json` and `report.json` may have."""
 MOST_JOURNAL = 1 << 30
@@ -164,23 +165,22 @@ class PackImages(StoredImages):
 
         `verify` is set for those that have not been found whole in this process.
         """
-        chosen = np.asarray(indices, dtype=np.int64)
-        rows = self.index[chosen]
-        items = np.zeros(len(chosen), ITEM)
+        rows = self.index[np.asarray(indices, dtype=np.int64)]
+        items = np.zeros(len(rows), ITEM)
         starts = rows["offset"] + 2 * rows["segments"].astype(np.uint64)
         self.opened.place(items, rows["shard"], starts, rows["length"])
         items["num_segments"] = rows["segments"]
         items["checksum"] = rows["checksum"]
         items["segments_checksum"] = rows["segments_checksum"]
-        items["verify"] = ~self._checked[chosen]
+        items["verify"] = ~self._checked[np.asarray(indices, dtype=np.int64)]
         return Located(items, [self.opened])
 
     def found_whole(self, indices: np.ndarray) -> None:
-        """Take note that native code has compared the checksums of these images."""
+        """Note that native code has found the checksums of these images equal."""
         self._checked[indices] = True
 
     def problem(self, index: int) -> str | None:
-        """What is wrong with the stored bytes of an image; None: they are what was written."""
+        """The problem with the stored bytes of an image; None: they are as they were written."""
         self._checked[index] = False
         try:
             self.read(index)
@@ -189,7 +189,7 @@ class PackImages(StoredImages):
         return None
 
     def _check_rows(self, sizes: list[int], classes: int) -> None:
-        """Refuse images that lie outside of their shards, and labels without a class."""
+        """Raise `InputError` for images outside of their shards, and for labels without a class."""
         bytes_of = np.array([*sizes, 0], dtype=np.uint64)
         for start in range(0, len(self.index), 1 << 16):
             rows = self.index[start : start + (1 << 16)]
@@ -255,16 +255,16 @@ def open_pack(root: str | Path | None) -> ImageData:
 
 
 def describe_pack(root: str | Path) -> dict[str, Any]:
-    """What `pack.json` says, checked.
+    """The entries of `pack.json`, checked.
 
     Raises:
-        InputError: As `open_pack`, but for what is wrong with other files.
+        InputError: As `open_pack`, except for errors of other files.
     """
     return _describe(Path(root).expanduser())
 
 
 def read_report(root: Path) -> dict[str, Any]:
-    """What `report.json` says: plain values, as they were given to `PackWriter.finish`.
+    """The entries of `report.json`: plain values, as `PackWriter.finish` got them.
 
     Raises:
         InputError: It is not there, or damaged.
@@ -323,7 +323,7 @@ class Record:
 
 
 class PackWriter:
-    """Writes a pack part by part; what is finished survives whatever ends the process.
+    """Writes a pack part by part; finished parts survive whatever ends the process.
 
     Images come in order, first those of train, then those of val, in parts of the caller's choice.
     A part is finished when its line is in the journal; behind it, shards are cut off on a restart.
@@ -332,7 +332,7 @@ class PackWriter:
 
     Args:
         root: Folder for the pack; made if need be.
-        described: What `pack.json` gets, all but `splits`; the same on a restart.
+        described: The entries of `pack.json` without `splits`; the same on a restart.
         shard_bytes: Size of the shards.
 
     Raises:
@@ -398,7 +398,7 @@ class PackWriter:
         self._names.append(record.name)
 
     def end_part(self, split: str, note: dict[str, Any]) -> None:
-        """Make sure of all that was added since the last part.
+        """Flush all images that were added since the last part to the disk.
 
         Args:
             split: The split that it belongs to; a part has images of one only.
@@ -427,7 +427,7 @@ class PackWriter:
             self._open()
 
     def finish(self, report: dict[str, Any]) -> None:
-        """Write the index, `report.json` and `pack.json`; remove what helped to make them.
+        """Write the index, `report.json` and `pack.json`; remove the working files.
 
         Args:
             report: Plain values that tell how the pack came about.
@@ -451,13 +451,13 @@ class PackWriter:
             shutil.rmtree(self.work)
 
     def close(self) -> None:
-        """Let go of the files; what is not in a finished part is forgotten."""
+        """Close the files; images that are in no finished part are dropped."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _check(self, split: str, record: Record) -> None:
-        """Refuse what the index can't hold."""
+        """Raise `InputError` for a record that the index can't hold."""
         name = f"{split}/{printable(record.name)}"
         classes = len(self.described["classes"])
         if not 0 <= record.label < classes:
@@ -491,7 +491,7 @@ class PackWriter:
             with path.open("wb") as file:
                 np.save(file, array)
                 flush(file)
-            checksums[path.name] = zlib.crc32(path.read_bytes())
+            checksums[path.name] = zlib.crc32(read_regular(path))
         count = parts[-1]["shard"] + 1 if parts else 0
         names = [_shard_name(split, number) for number in range(count)]
         shards = [{"file": name, "bytes": (self.root / name).stat().st_size} for name in names]
@@ -515,7 +515,7 @@ class PackWriter:
         )
 
     def _take_up(self) -> None:
-        """Read the journal; its last line may be torn, and shards may have more than it says."""
+        """Read the journal; its last line may be cut off, and shards may be longer than it says."""
         content = read_regular(self.journal, MOST_JOURNAL)
         whole = content[: content.rfind(b"\n") + 1]
         lines = [self._read_line(line) for line in whole.splitlines()]
@@ -574,7 +574,10 @@ class PackWriter:
 
     def _open(self) -> None:
         path = self.root / _shard_name(self._split, self._shard)
-        self._file = path.open("r+b" if path.exists() else "w+b")
+        exists = path.exists()
+        if exists:
+            check_regular(path)
+        self._file = path.open("r+b" if exists else "w+b")
         self._file.seek(self._end)
 
     def _close(self) -> None:
@@ -628,11 +631,11 @@ def _index_files(split: str) -> tuple[tuple[str, np.dtype, int], ...]:
     )
 
 
-# ---- what is read ----
+# ---- reading ----
 
 
 def _describe(root: Path) -> dict[str, Any]:
-    """`pack.json`, if it is one of ours."""
+    """The entries of `pack.json`, checked."""
     path = root / DESCRIPTION
     if not os.path.exists(path):
         if os.path.exists(root / WORK / JOURNAL):
@@ -671,7 +674,7 @@ def _describe(root: Path) -> dict[str, Any]:
 
 
 def _check_split(path: Path, split: str, part: dict[str, Any]) -> None:
-    """Refuse names that lead elsewhere, and numbers that nothing can have."""
+    """Raise `InputError` for names that lead elsewhere, and for impossible numbers."""
     _number(path, part, "images", 1, 1 << 32)
     for number, shard in enumerate(_entry(path, part, "shards", list)):
         name = _entry(path, shard, "file", str)
@@ -684,7 +687,7 @@ def _check_split(path: Path, split: str, part: dict[str, Any]) -> None:
 
 
 def _check_classes(classes: list[Any], what: str) -> None:
-    """Refuse names of classes that are no texts, or that are there twice."""
+    """Raise `InputError` for class names that are no texts, or that are there twice."""
     for name in classes:
         if not isinstance(name, str):
             raise InputError(
@@ -723,7 +726,7 @@ def _read_json(path: Path, expected: str) -> Any:
 
 
 def _entry(path: Path, owner: Any, key: str, kind: type = int) -> Any:
-    """An entry of `pack.json`, of the type that it has to have."""
+    """An entry of `pack.json`, whose type is checked."""
     if not isinstance(owner, dict) or key not in owner:
         raise InputError(
             f"{printable(path)}: expected an entry {key!r}, found none; copy it again from where "
@@ -753,7 +756,7 @@ def _short(value: Any) -> str:
 
 
 def _is_part(line: dict[str, Any]) -> bool:
-    """Whether it is a line that `PackWriter.end_part` writes."""
+    """Whether a line of the journal is one that `PackWriter.end_part` writes."""
     numbers = [line.get("shard"), line.get("end")]
     return (
         line.get("split") in SPLITS

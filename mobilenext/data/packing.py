@@ -1,6 +1,6 @@
-"""How an image is stored in a pack: as it is, with restart markers, or encoded anew.
+"""Storing an image in a pack: as it is, with restart markers, or re-encoded.
 
-Restart markers are added by coding the same coefficients anew, and both files are decoded to prove
+Restart markers are added by coding the same coefficients again, and both files are decoded to prove
 that no pixel has changed. Whatever does not pass stays byte for byte as it was; nothing is repaired
 silently, and odd files are named.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 
 from mobilenext.data import native, pillow, restart
-from mobilenext.data.encoded import EncodedImages
+from mobilenext.data.encoded import EncodedClassImages
 from mobilenext.data.pack import Record
 from mobilenext.data.sources import FolderImages
 from mobilenext.data.stored import StoredImages
@@ -24,7 +24,7 @@ from mobilenext.errors import InputError
 from mobilenext.files import printable
 
 MOST_GROWTH = 1.05
-"""Restart markers and their index may make a file so much larger; else it stays as it was."""
+"""Ratio by which restart markers and their index may enlarge a file; else it stays as it was."""
 
 FORMAT_OF_ENDING = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG",
@@ -32,19 +32,19 @@ FORMAT_OF_ENDING = {
     ".gif": "GIF",
 }  # fmt: skip
 NAMED_REASONS = {*native.PROBLEMS.values(), "could not be decoded again", "pixels would differ"}
-"""Why files that can be decoded may be kept as they were, where that says something of them."""
+"""Reasons to keep a decodable file as it was that make it an odd one."""
 NO_SEGMENTS = np.zeros(0, np.uint16)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of an image.
+    """The decision on an image.
 
     Attributes:
         record: What to store; None: it is left out.
-        before: Bytes that it had.
-        what: What was done.
-        odd: In which ways it is unusual.
+        before: Bytes of the encoded image in the source.
+        what: The action, for the report.
+        odd: The ways in which it is unusual.
         name: class/file, printable.
     """
 
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PackRecipe:
-    """How the images of a split are stored; as `scripts/prepare_imagenet.py` takes it."""
+    """How to store the images of a split; see the options of `scripts/prepare_imagenet.py`."""
 
     mode: str
     size: int | None
@@ -65,8 +65,8 @@ class PackRecipe:
     on_bad_image: str
 
 
-def store(images: EncodedImages, index: int, recipe: PackRecipe) -> Outcome:
-    """Decide what is stored for an image.
+def store(images: EncodedClassImages, index: int, recipe: PackRecipe) -> Outcome:
+    """Decide how to store an image.
 
     Raises:
         InputError: It can't be read, or can't be decoded and is to be neither kept nor left out.
@@ -98,7 +98,7 @@ def store(images: EncodedImages, index: int, recipe: PackRecipe) -> Outcome:
     elif recipe.mode == "restart":
         stored, segments, what = _with_restarts(data, image)
     else:
-        stored, segments, what = _encoded_anew(data, image, recipe)
+        stored, segments, what = _reencoded(data, image, recipe)
     width, height = image.size if what != "resized" else _resized(image.size, recipe)
     record = Record(stored, segments, label, width, height, name)
     reason = what.removeprefix("kept: ")
@@ -135,7 +135,7 @@ def _resized(size: tuple[int, int], recipe: PackRecipe) -> tuple[int, int]:
     return width, height
 
 
-def _encoded_anew(
+def _reencoded(
     data: bytes | memoryview, image: PIL.Image.Image, recipe: PackRecipe
 ) -> tuple[bytes | memoryview, np.ndarray, str]:
     size = _resized(image.size, recipe)
@@ -203,7 +203,7 @@ def relative_name(images: Any, index: int) -> str:
 
 
 class Tally:
-    """What a part's images have become; plain values, for the journal."""
+    """Counts of the decisions on the images of a part; plain values, for the journal."""
 
     def __init__(self) -> None:
         self.images = self.before = self.after = 0

@@ -1,4 +1,4 @@
-"""Encoded images by Pillow: which formats, how large, and 8-bit RGB from whatever mode they have.
+"""Decoding by Pillow: the formats, the largest size, and 8-bit RGB from any mode.
 
 Every path that decodes an image outside of the native decoder comes through here, so all of them
 accept the same files and give the same pixels.
@@ -15,7 +15,7 @@ from mobilenext.errors import InputError
 from mobilenext.files import what_is
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
-"""By content, whatever the name says; Pillow knows others, which no data set needs."""
+"""Formats that are read, known by content; Pillow knows others, which no data set needs."""
 
 MOST_PIXELS = 178_956_970
 """Pixels of an image, for every format and decoder; more is a decompression bomb.
@@ -27,7 +27,7 @@ MOST_METADATA = 1 << 26
 """Bytes of text or of a colour profile in a PNG, decompressed."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
-"""TIFF's tags."""
+"""Numbers of TIFF's tags."""
 
 # Pillow refuses a PNG for more than 1 MB of one text, which no pixel depends on. The sum of all
 # texts stays limited as well, so small files can't fill the memory.
@@ -113,7 +113,7 @@ def decode_bytes(data: bytes | memoryview, name: str) -> PIL.Image.Image:
 
 
 def reason(error: Exception, data: bytes | memoryview) -> str:
-    """Why an image could not be decoded, for messages: a clause.
+    """The reason that an image could not be decoded: a clause for messages.
 
     Args:
         error: What `open_pixels` or `rgb` raised.

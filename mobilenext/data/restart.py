@@ -19,8 +19,8 @@ from mobilenext.data import native
 from mobilenext.errors import InputError
 
 LOW, HIGH = 6, 16
-"""Range of restart intervals that is tried, in MCUs. Shorter segments cost bytes, longer ones make
-a crop carry more than it shows."""
+"""Range of restart intervals to try, in MCUs. Shorter segments cost bytes; longer ones make a crop
+carry more than it shows."""
 
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels; the last two are outside."""
@@ -28,11 +28,11 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a sequential JPEG is laid out.
+    """Layout of a sequential JPEG.
 
     Attributes:
-        width: Of the image, in pixels.
-        height: Of the image, in pixels.
+        width: Width of the image, in pixels.
+        height: Height of the image, in pixels.
         mcu_width: Pixels that one MCU spans.
         mcu_height: Pixels that one MCU spans.
         interval: MCUs between restarts; 0: no restarts.
@@ -68,10 +68,10 @@ def available() -> bool:
 def restart_index(
     data: bytes | memoryview | np.ndarray, low: int = LOW, high: int = HIGH
 ) -> tuple[bytes, np.ndarray] | int:
-    """Code a JPEG's coefficients anew with restarts; no pixel changes, metadata is left out.
+    """Code a JPEG's coefficients again, with restarts; no pixel changes, metadata is left out.
 
-    The interval is the smallest of low..high that divides the MCUs of a row, or else a row. Meant
-    to be proved by decoding both, as `scripts/prepare_imagenet.py` does.
+    The interval is the smallest of low..high that divides the MCUs of a row, or else a row. The
+    caller should decode both and compare, as `scripts/prepare_imagenet.py` does.
 
     Args:
         data: A whole JPEG file, as bytes or uint8.
@@ -80,7 +80,7 @@ def restart_index(
 
     Returns:
         The new file and the lengths of its segments in bytes, uint16, each with the marker behind
-        it; or what stands against it, one of `native.PROBLEMS`.
+        it; or the reason against it, one of `native.PROBLEMS`.
 
     Raises:
         InputError: The native decoder is missing or was built without libjpeg-turbo.
@@ -222,8 +222,8 @@ def stitch(
     pieces = [data[a:b] for a, b in zip(bounds[from_].tolist(), bounds[to].tolist(), strict=True)]
     out = bytearray(b"".join([header, *pieces]))
     # Restart markers count modulo 8 from the scan's beginning, which has moved.
-    chosen = (from_[:, None] + np.arange(last - first + 1)).ravel()
-    marks = shape.scan + np.cumsum(segments[chosen], dtype=np.int64) - 1
+    kept = (from_[:, None] + np.arange(last - first + 1)).ravel()
+    marks = shape.scan + np.cumsum(segments[kept], dtype=np.int64) - 1
     np.frombuffer(out, np.uint8)[marks] = 0xD0 + np.arange(len(marks)) % 8
     out[-1] = 0xD9
     return bytes(out), x, y

@@ -1,4 +1,4 @@
-"""Where images come from: one class for each way in which they lie around."""
+"""Image sources: one class per storage layout."""
 
 import os
 import zlib
@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
+import torch
+from torch import Tensor
 
 from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.pillow import decode_bytes
@@ -21,7 +23,7 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
     ".gif",
 )  # fmt: skip
-"""Of image files, in any case: torchvision's, and others of the formats that are read."""
+"""Endings of image files, in any case: torchvision's, and others of the formats that are read."""
 
 
 class Images(Protocol):
@@ -31,9 +33,33 @@ class Images(Protocol):
         """Number of images."""
         ...
 
-    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
-        """RGB image and class index; raises `InputError` naming an image that can't be read."""
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, Any]:
+        """RGB image and its target; raises `InputError` naming an image that can't be read."""
         ...
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        """The targets of these images, one each, in memory of their own on the host.
+
+        Class indices, int64 (N,), where the images have one class each (`ClassTargets`).
+
+        Args:
+            indices: Indices of images, (N,).
+        """
+        ...
+
+
+class ClassTargets:
+    """Mixin of splits whose targets are class indices.
+
+    Attributes:
+        labels: The class index of each image, of any integer type.
+    """
+
+    labels: np.ndarray
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        """Class indices of these images, int64 (N,)."""
+        return torch.from_numpy(self.labels[indices].astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -44,8 +70,8 @@ class ImageData:
         train: The training split.
         val: The validation split.
         classes: The names of the classes, in the order of the labels.
-        notes: What the user should know about the data, a sentence each: files that are not read,
-            checks that could not be made.
+        notes: Warnings about the data, a sentence each: files that are not read, checks that could
+            not be made.
     """
 
     train: Images
@@ -55,10 +81,10 @@ class ImageData:
 
 
 def labels_checksum(images: Images) -> int | None:
-    """CRC-32 of all labels in their order; tells splits apart that have another order.
+    """CRC-32 of all labels in their order, which differs between splits of another order.
 
     Args:
-        images: A split; None is returned for one that does not have its labels at hand.
+        images: A split; for one without an array of labels, None is returned.
     """
     labels = getattr(images, "labels", None)
     if labels is None:
@@ -66,7 +92,7 @@ def labels_checksum(images: Images) -> int | None:
     return zlib.crc32(np.ascontiguousarray(labels, dtype="<i8").tobytes())
 
 
-class ArrayImages:
+class ArrayImages(ClassTargets):
     """Images in memory, (N, H, W, 3) uint8."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
@@ -80,17 +106,17 @@ class ArrayImages:
         return PIL.Image.fromarray(self.pixels[index]), int(self.labels[index])
 
     def locate_pixels(self, indices: np.ndarray) -> Located:
-        """Where the pixels of these images are."""
+        """Locations of copies of the pixels of these images."""
         items = np.zeros(len(indices), ITEM)
-        chosen = np.ascontiguousarray(self.pixels[indices])
-        one = chosen[0].nbytes if len(indices) else 0
-        items["data"] = chosen.ctypes.data + one * np.arange(len(indices), dtype=np.uint64)
+        pixels = np.ascontiguousarray(self.pixels[indices])
+        one = pixels[0].nbytes if len(indices) else 0
+        items["data"] = pixels.ctypes.data + one * np.arange(len(indices), dtype=np.uint64)
         items["length"] = one
         items["height"], items["width"] = self.pixels.shape[1:3]
-        return Located(items, [chosen])
+        return Located(items, [pixels])
 
 
-class FolderImages:
+class FolderImages(ClassTargets):
     """Image files under `root`, one folder per class.
 
     Hidden files and folders are passed over. Links to folders are followed, unless they lead back
@@ -103,7 +129,7 @@ class FolderImages:
     Attributes:
         labels: Class indices, int64.
         paths: Paths below `root`, bytes.
-        notes: What was left out, a sentence each.
+        notes: Files and links that were left out, a sentence each.
 
     Raises:
         InputError: A class folder has no images or can't be read, or one folder belongs to two
@@ -121,9 +147,9 @@ class FolderImages:
             before = len(paths)
             for folder, files in walk.files(name):
                 inside = os.path.relpath(folder, root)
-                chosen = [file for file in sorted(files) if is_image(file)]
-                paths += [os.fsencode(os.path.join(inside, file)) for file in chosen]
-                if len(chosen) < len(files):
+                images = [file for file in sorted(files) if is_image(file)]
+                paths += [os.fsencode(os.path.join(inside, file)) for file in images]
+                if len(images) < len(files):
                     others.update(_ending(file) for file in files if not is_image(file))
             labels += [label] * (len(paths) - before)
             if len(paths) == before:
@@ -169,7 +195,7 @@ class FolderImages:
             ) from error
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """The files' paths; native code opens them."""
+        """Locations of the files: their paths, which native code opens."""
         root = os.fsencode(self.root)
         names = [b"%s/%s" % (root, path) for path in self.paths[indices]]
         text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
@@ -198,6 +224,10 @@ class SyntheticImages:
         noise = np.random.default_rng(counter_seed(self.stream, index))
         pixels = noise.integers(0, 128, (self.image_size, self.image_size, 3)) + tint
         return PIL.Image.fromarray(pixels.astype(np.uint8)), label
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        """Class indices of these images, int64 (N,)."""
+        return torch.from_numpy(np.asarray(indices, np.int64) % self.num_classes)
 
 
 class _ClassWalk:
@@ -288,6 +318,26 @@ def _notes(split: Path, others: Counter[str], loops: list[str]) -> tuple[str, ..
     return tuple(notes)
 
 
+def data_folder(root: str | Path | None, expected: str) -> Path:
+    """The folder that `data.root` names.
+
+    Args:
+        root: The value of `data.root`.
+        expected: The folder that it has to name, for messages.
+
+    Raises:
+        InputError: It is not set, or is no folder.
+    """
+    if root is None:
+        raise InputError(f"data.root is not set: expected {expected}; add data.root=/path/to/it")
+    base = Path(root).expanduser()
+    if not base.is_dir():
+        raise InputError(
+            f"data.root={printable(root)}: expected a folder, found none there; fix the path"
+        )
+    return base
+
+
 def is_hidden(path: str) -> bool:
     """Whether a file or an archive's member, or a folder that it lies in, is hidden by its name.
 
@@ -330,7 +380,7 @@ def class_folders(root: Path) -> ImageData:
 
 
 def _class_folders(split: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the class folders of a split; notes on what else lies there."""
+    """Sorted names of the class folders of a split; notes on other files there."""
     if not split.is_dir():
         raise InputError(
             f"{printable(split)}: expected a folder with one folder for each class, found none; "
@@ -356,7 +406,7 @@ def check_class_names(names: Iterable[str], place: str) -> None:
 
     Args:
         names: The names.
-        place: Where they come from, for messages.
+        place: The file or folder that has them, for messages.
     """
     for name in names:
         if any(0xD800 <= ord(c) <= 0xDFFF or c in "\r\n" for c in name):
@@ -367,7 +417,7 @@ def check_class_names(names: Iterable[str], place: str) -> None:
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of further ones."""
     if not names:
         return "none"
     rest = f" and {len(names) - most} more" if len(names) > most else ""

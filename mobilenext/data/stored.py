@@ -11,6 +11,7 @@ import PIL.Image
 from mobilenext.data import native
 from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.pillow import decode_bytes
+from mobilenext.data.sources import ClassTargets
 from mobilenext.errors import InputError
 from mobilenext.files import open_regular, printable
 
@@ -43,7 +44,7 @@ class Names:
 
 
 class OpenFiles:
-    """Large files, of which any number of threads may read parts.
+    """Large open files; any number of threads may read parts of them.
 
     They are read, not mapped: where a file was cut short, a mapping ends the process (SIGBUS), and
     a read fails. They stay open for as long as this object lives, unless there are too many.
@@ -83,10 +84,10 @@ class OpenFiles:
         """A part of a file.
 
         Args:
-            number: Which of the files.
+            number: Number of the file.
             start: Where the part begins, in bytes.
             length: Its bytes.
-            what: What the part is, for messages.
+            what: Name of the part, for messages.
 
         Raises:
             InputError: The file can't be read, or is shorter now.
@@ -117,7 +118,7 @@ class OpenFiles:
 
         Args:
             items: An `ITEM` for each, to be filled.
-            numbers: Which of the files each is in, (N,).
+            numbers: Number of the file of each part, (N,).
             offsets: Where each begins, in bytes, (N,).
             lengths: The bytes of each, (N,).
         """
@@ -129,12 +130,12 @@ class OpenFiles:
             items["status"][items["length"] == 0] = native.EMPTY  # not all of the file
 
 
-class StoredImages:
+class StoredImages(ClassTargets):
     """Encoded images in a few large files.
 
     Args:
         files: The files.
-        file: For each image, which of them it is in.
+        file: Number of the file of each image.
         offset: Where in it the image begins, in bytes.
         length: Bytes of the encoded image.
         labels: Class indices.
@@ -182,15 +183,15 @@ class StoredImages:
         return self.opened.read(int(self.file[index]), start, length, self.names[index])
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Where the encoded bytes of images lie in the files."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        items = np.zeros(len(chosen), ITEM)
-        self.opened.place(items, self.file[chosen], self.offset[chosen], self.length[chosen])
+        """Locations of the encoded bytes of images in the files."""
+        some = np.asarray(indices, dtype=np.int64)
+        items = np.zeros(len(some), ITEM)
+        self.opened.place(items, self.file[some], self.offset[some], self.length[some])
         return Located(items, [self.opened])
 
 
 def most_open() -> int:
-    """How many files may stay open: a fourth of what this process may have; 0: none can."""
+    """Number of files that may stay open: a fourth of this process's limit; 0: none can."""
     if not hasattr(os, "pread"):
         return 0
     import resource

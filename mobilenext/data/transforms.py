@@ -1,4 +1,4 @@
-"""What is seen of an image: crops, flips, interpolation; and RandAugment, image by image.
+"""Transforms: crops, flips and interpolation of images; and RandAugment, image by image.
 
 A transform says for many images at once which part of each becomes which pixels (`views`), as a
 function of (seed, epoch, index) and the images' sizes. Decoders then decode no more than that.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from timm.data.auto_augment import AugmentOp, RandAugment
 
 RESAMPLING = (PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC)
-"""Pillow's names of FILTERS."""
+"""FILTERS as Pillow names them."""
 
 CROP_TRIES = 10
 
@@ -33,7 +33,7 @@ MOST_RESIZED = 4
 
 
 class Transform(Protocol):
-    """From images to pixels of the network's size."""
+    """Maps images to pixels of the network's size."""
 
     @property
     def image_size(self) -> int:
@@ -41,7 +41,7 @@ class Transform(Protocol):
         ...
 
     def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """What is seen of each image.
+        """The view of each image: the part that is seen, and how.
 
         Args:
             sizes: Widths and heights in pixels, (N, 2).
@@ -54,13 +54,24 @@ class Transform(Protocol):
         """
         ...
 
+    def keep_context(self, views: np.ndarray) -> np.ndarray:
+        """Whether each view keeps its context: bool (N,).
+
+        Such a view is cut out of the resized whole image, so its border depends on pixels outside
+        of its box. Any other view is a crop that is cut out first and resized by itself.
+
+        Args:
+            views: Views of this transform, (N,).
+        """
+        ...
+
     def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
         """A view of an RGB image by Pillow: uint8 (image_size, image_size, 3)."""
         ...
 
     @property
     def finish(self) -> Callable[[np.ndarray, int, int, int], np.ndarray] | None:
-        """What else is done on the host: (pixels, seed, epoch, index) to pixels; None: nothing."""
+        """A further step on the host, (pixels, seed, epoch, index) to pixels; or None."""
         ...
 
 
@@ -159,8 +170,8 @@ class TrainTransform:
         ratio = np.exp(least + (most - least) * draws[:, CROP_TRIES : 2 * CROP_TRIES])
         widths, heights = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
         fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-        chosen = (np.arange(len(sizes)), fits.argmax(1))
-        w, h = widths[chosen], heights[chosen]
+        first = (np.arange(len(sizes)), fits.argmax(1))
+        w, h = widths[first], heights[first]
         # None fits: the largest central crop within the range of ratios.
         none, width, height = ~fits.any(1), width[:, 0], height[:, 0]
         least, most = self.crop_ratio
@@ -175,6 +186,10 @@ class TrainTransform:
         random_one = self.interpolation == "random"
         views["filter"] = cubic < 0.5 if random_one else FILTERS.index(self.interpolation)
         return views
+
+    def keep_context(self, views: np.ndarray) -> np.ndarray:
+        """No crop keeps its context; see `Transform.keep_context`."""
+        return np.zeros(len(views), bool)
 
     def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
         """See `Transform.render`."""
@@ -218,6 +233,10 @@ class EvalTransform:
         views["limits"][:, 2:] = sizes
         views["filter"] = FILTERS.index(self.interpolation)
         return views
+
+    def keep_context(self, views: np.ndarray) -> np.ndarray:
+        """Every view keeps it, unless it is of a whole image; see `Transform.keep_context`."""
+        return (views["box"] != views["limits"]).any(axis=1)
 
     def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
         """See `Transform.render`."""
@@ -276,23 +295,23 @@ def _check_interpolation(key: str, value: str, choices: Sequence[str]) -> None:
 class _RandAugment:
     """timm's RandAugment, safe for threads.
 
-    Its operations draw from the global generators while they compute. Here all is drawn first, with
-    other threads kept away, and then computed beside them.
+    Its operations draw from the global generators while they compute. Here all draws come first,
+    while other threads wait, and the operations then run beside them.
     """
 
     def __init__(self, policy: "RandAugment") -> None:
         self.policy = policy
 
     def __call__(self, pixels: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
-        """Pixels (H, W, 3) uint8 to as many."""
+        """Augmented pixels, uint8 (H, W, 3), of pixels of this shape."""
         with host_draws("augment", seed, epoch, index):
-            chosen = np.random.choice(  # noqa: NPY002
+            operations = np.random.choice(  # noqa: NPY002
                 self.policy.ops,
                 self.policy.num_layers,
                 replace=self.policy.choice_weights is None,
                 p=self.policy.choice_weights,
             )
-            steps = [self._drawn(operation) for operation in chosen]
+            steps = [self._drawn(operation) for operation in operations]
         image = PIL.Image.fromarray(np.ascontiguousarray(pixels))
         for step in steps:
             image = step(image)

@@ -12,7 +12,7 @@ import yaml
 
 from mobilenext.config.fields import MISSING, check, path_field, path_list
 from mobilenext.errors import InputError
-from mobilenext.files import write_atomically
+from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
     ReleasedCurve,
@@ -35,7 +35,7 @@ class CompareCurveConfig:
     output: str | None = path_field(None)
     """CSV file that gets the points; null: only printed."""
     force: bool = False
-    """Also for runs of another network, data or recipe than the log's, which don't compare."""
+    """Compare runs of another network, data or recipe than the log's as well."""
 
     def __post_init__(self) -> None:
         check(bool(self.runs), "runs", "at least one run folder", self.runs)
@@ -46,7 +46,7 @@ KNOBS = ("_target_", "width_mult", "identity_tensor_multiplier", "dropout", "str
 
 
 def compare_curve(config: CompareCurveConfig, process: Process) -> dict[str, Any]:
-    """Print each run's top-1 at the epochs of which the released log is known.
+    """Print each run's top-1 at the epochs that the released log is known for.
 
     Args:
         config: The job's config.
@@ -56,10 +56,14 @@ def compare_curve(config: CompareCurveConfig, process: Process) -> dict[str, Any
         `rows`, by run: epoch (from 1), the log's top-1, ours, difference, in per cent.
 
     Raises:
-        InputError: A run is not there, has no whole epoch yet, or does not compare with the log.
+        InputError: A run is not there, has no whole epoch yet, or does not compare with the log, or
+            the file can't be written.
     """
+    output = None if config.output is None else Path(config.output)
+    if output is not None:
+        check_output_file("output", output)
     rows: dict[str, list[tuple[int, float, float, float]]] = {}
-    for path in (Path(text).expanduser() for text in config.runs):
+    for path in map(Path, config.runs):
         settings, history, processes = _read(path)
         log = _log_for(float(settings["identity"]))
         problem = _mismatch(settings, processes, log)
@@ -71,9 +75,9 @@ def compare_curve(config: CompareCurveConfig, process: Process) -> dict[str, Any
             )
         rows[str(path)] = _rows(log, history)
         say(_text(path, problem, log, rows[str(path)], len(history)), process)
-    if config.output is not None:
-        _write(Path(config.output).expanduser(), rows)
-        say(f"written to {config.output}", process)
+    if output is not None:
+        _write(output, rows)
+        say(f"written to {output}", process)
     return {"rows": rows}
 
 
@@ -186,8 +190,5 @@ def _write(path: Path, rows: dict[str, list[tuple[int, float, float, float]]]) -
     table.writerow(("run", "epoch", "released_top1", "top1", "difference"))
     for run, points in rows.items():
         table.writerows([(run, *point) for point in points])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-    except OSError as error:
-        raise InputError(f"output={path}: can't write there ({error})") from error
+    with writable(f"output={path}"):
+        write_whole(path, text.getvalue())

@@ -40,9 +40,9 @@ from mobilenext.config.fields import (
 )
 from mobilenext.config.targets import DATA_SOURCES, build
 from mobilenext.data import ImageData
-from mobilenext.data.decoders import Decoder, Order, open_decoder
+from mobilenext.data.decoders import Decoder, DecodeRequest, open_decoder
 from mobilenext.errors import InputError
-from mobilenext.files import write_atomically
+from mobilenext.files import write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.provenance import provenance
@@ -178,7 +178,7 @@ def gradients(config: GradientsConfig, process: Process) -> dict[str, Any]:
     folder.create(to_yaml(config))
     content = json.dumps(result, indent=2, allow_nan=False) + "\n"
     with folder.writable():
-        write_atomically(folder.path / "gradients.json", lambda file: file.write(content.encode()))
+        write_whole(folder.path / "gradients.json", content)
     say(render(result))
     say(f"run folder: {folder.path}")
     return result
@@ -215,14 +215,14 @@ def draw(config: GradientsConfig, images: ImageData, seed: int, process: Process
         ]
 
 
-def _decoded(decoder: Decoder, images: ImageData, chosen: Any, data: DataConfig) -> Batch:
+def _decoded(decoder: Decoder, images: ImageData, indices: Any, data: DataConfig) -> Batch:
     transform = evaluation_transform(data)
-    pixels = decoder.allocate(len(chosen), data.eval_size, False)
-    labels = torch.empty(len(chosen), dtype=torch.int64)
-    problems = decoder.decode(Order(images.train, chosen, chosen, transform, 0, 0, pixels, labels))
+    pixels = decoder.allocate(len(indices), data.eval_size, False)
+    request = DecodeRequest(images.train, indices, indices, transform, 0, 0, pixels)
+    problems = decoder.decode(request)
     if problems:
         raise InputError(problems[min(problems)])
-    return pixels, labels
+    return pixels, images.train.targets(indices)
 
 
 def set_norm_statistics(network: nn.Module, batches: Sequence[Tensor]) -> None:

@@ -27,13 +27,19 @@ from mobilenext.config.fields import check, path_field
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, Loader, restart
 from mobilenext.data.decoders import open_decoder
-from mobilenext.data.encoded import ITEM, EncodedImages, HasRestarts, Located
+from mobilenext.data.encoded import (
+    ITEM,
+    EncodedClassImages,
+    EncodedImages,
+    HasRestarts,
+    Located,
+)
 from mobilenext.data.loader import Batch
 from mobilenext.data.packing import PackRecipe, store
 from mobilenext.data.pillow import decode_bytes
-from mobilenext.data.sources import SyntheticImages
+from mobilenext.data.sources import ClassTargets, SyntheticImages
 from mobilenext.errors import InputError
-from mobilenext.files import write_atomically
+from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.metrics.classification import SmoothedCrossEntropy
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
@@ -131,7 +137,9 @@ def loader_report(config: LoaderReportConfig, process: Process) -> dict[str, Any
         ". Of several processes on a machine each has its share of the cores: read the line of so "
         "many threads",
     )
-    path = _report_path(config.report)
+    path = None if config.report is None else Path(config.report)
+    if path is not None:  # before a minute is spent on measuring
+        check_output_file("report", path, makes_folders=False)
     images: ImageData = build(config.data.source)
     with closing(training_loader(config, images, process)) as loader:
         decoder = loader.decoder
@@ -172,21 +180,10 @@ def loader_report(config: LoaderReportConfig, process: Process) -> dict[str, Any
     result["advice"] = advice(result)
     say(render(result))
     if path is not None:
-        content = json.dumps(result, indent=2).encode()
-        write_atomically(path, lambda file: file.write(content))
+        with writable(f"report={path}"):
+            write_whole(path, json.dumps(result, indent=2))
         say(f"all numbers: {path}")
     return result
-
-
-def _report_path(report: str | None) -> Path | None:
-    """Where the report goes; looked at before a minute is spent on measuring."""
-    if report is None:
-        return None
-    path = Path(report).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise InputError(f"report={report}: expected a file's path in a folder, found {found}")
-    return path
 
 
 # ---- measuring ----
@@ -273,7 +270,7 @@ def _entries(
     }
     for other in _other_decoders(config, images, process, result["decoder"]):
         entries["decoder", other] = _Entry(images, threads, other)
-    if isinstance(images.train, EncodedImages):
+    if isinstance(images.train, EncodedClassImages):
         say("packing a sample in memory ...")
         for kind, sample in _packed(config, images.train, process.cpus).items():
             data = ImageData(sample, images.val, images.classes)
@@ -445,7 +442,7 @@ Stored = tuple[bytes | memoryview, np.ndarray | None]
 """An encoded image and the lengths of its restart segments."""
 
 
-class StoredImages:
+class StoredImages(ClassTargets):
     """Encoded images in memory.
 
     Args:
@@ -502,7 +499,7 @@ class StoredImages:
 
 
 def _packed(
-    config: LoaderReportConfig, train: EncodedImages, cores: int
+    config: LoaderReportConfig, train: EncodedClassImages, cores: int
 ) -> dict[str, StoredImages]:
     """A sample of the images, as it is and as packs would store it."""
     count = min(config.sample, len(train))

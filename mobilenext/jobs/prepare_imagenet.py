@@ -23,9 +23,11 @@ from timm.data.imagenet_info import ImageNetInfo
 from tqdm import tqdm
 
 from mobilenext.config.fields import check, check_choice, path_field
-from mobilenext.data import ImageData, archives, image_folder, native, restart
-from mobilenext.data.datasets import check_layout, named_by_synsets
-from mobilenext.data.encoded import EncodedImages
+from mobilenext.data import ImageData, image_folder, native, restart
+from mobilenext.data.datasets import named_by_synsets
+from mobilenext.data.encoded import EncodedClassImages
+from mobilenext.data.imagenet_tars import TRAIN_TAR, VAL_TAR, imagenet_tars
+from mobilenext.data.layouts import Layout, check_nearly_right, layout_of
 from mobilenext.data.pack import (
     DESCRIPTION,
     SPLITS,
@@ -38,6 +40,8 @@ from mobilenext.data.pack import (
     read_report,
 )
 from mobilenext.data.packing import PackRecipe, Tally, relative_name, store
+from mobilenext.data.parquet import parquet
+from mobilenext.data.webdataset import webdataset
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
@@ -199,9 +203,10 @@ def _check_native(config: PrepareImagenetConfig) -> None:
         )
 
 
-def _splits(data: ImageData) -> dict[str, EncodedImages]:
+def _splits(data: ImageData) -> dict[str, EncodedClassImages]:
     """Both splits; every source that this job opens has encoded images."""
-    return {"train": cast(EncodedImages, data.train), "val": cast(EncodedImages, data.val)}
+    train, val = (cast(EncodedClassImages, images) for images in (data.train, data.val))
+    return {"train": train, "val": val}
 
 
 def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
@@ -213,23 +218,26 @@ def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
             f"source={printable(source)}: expected a folder, found none there; fix the path"
         )
     has_folders = (base / "train").is_dir()
-    if archives.has_tars(base) and not has_folders:
-        return "ImageNet's official tars", archives.imagenet_tars(base)
-    if archives.has_webdataset(base):
-        return "WebDataset", archives.webdataset(base)
-    if archives.has_parquet(base):
-        data = archives.parquet(base)
-        if config.classes == "imagenet":
-            data = named_by_synsets(base, data, sorted(ImageNetInfo("imagenet-1k").label_names()))
-        return "Parquet", data
+    # A pack is made of what the tars were unpacked to, if that lies beside them; and not of packs.
+    refused = {Layout.PACK, Layout.IMAGENET_TARS} if has_folders else {Layout.PACK}
+    layout = layout_of(base, frozenset(Layout) - refused)
+    match layout:
+        case Layout.IMAGENET_TARS:
+            return layout.value, imagenet_tars(base)
+        case Layout.WEBDATASET:
+            return layout.value, webdataset(base)
+        case Layout.PARQUET:
+            data, synsets = parquet(base), sorted(ImageNetInfo("imagenet-1k").label_names())
+            if config.classes == "imagenet":
+                data = named_by_synsets(base, data, synsets)
+            return layout.value, data
     if not has_folders:
-        check_layout(base)
+        check_nearly_right(base)
         raise InputError(
-            f"source={printable(source)}: expected the folders train and val, or "
-            f"{archives.TRAIN_TAR} and {archives.VAL_TAR}, or train-*.tar, or train-*.parquet, "
-            "found none of them; fix the path"
+            f"source={printable(source)}: expected the folders train and val, or {TRAIN_TAR} and "
+            f"{VAL_TAR}, or train-*.tar, or train-*.parquet, found none of them; fix the path"
         )
-    return "class folders", image_folder(source)
+    return Layout.CLASS_FOLDERS.value, image_folder(source)
 
 
 def _check_classes(config: PrepareImagenetConfig, data: ImageData) -> list[str]:

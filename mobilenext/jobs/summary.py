@@ -1,4 +1,4 @@
-"""What a network costs, stage by stage, beside the paper's numbers."""
+"""A network's cost, stage by stage, beside the paper's numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ class SummaryConfig:
     """Job `summary`."""
 
     width: float = 1.0
+    """Width multiplier."""
     identity: Any = 1.0
+    """Identity tensor multiplier, also as a fraction such as 1/6."""
     num_classes: int = 1000
     image_size: int = 224
     """Height and width in pixels."""

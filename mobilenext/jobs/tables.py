@@ -11,7 +11,7 @@ from mobilenext.config import ModelConfig
 from mobilenext.config.fields import MISSING, path_field, path_list
 from mobilenext.config.targets import build
 from mobilenext.errors import InputError
-from mobilenext.files import write_atomically
+from mobilenext.files import writable, write_whole
 from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
@@ -29,21 +29,24 @@ from mobilenext.training.monitor import say
 
 @dataclass
 class TablesConfig:
-    """Job `render_tables`."""
+    """Job `tables`."""
 
     runs: list[str] = path_list(positional=True)
-    """Run folders, folders of such, or result.json files; none: those that came with the source."""
+    """Run folders, folders with run folders, or result.json files; none: the results that came with
+    the source."""
     output: str | None = path_field(None)
     """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
     update: list[str] = path_list()
     """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
     <!-- /table -->."""
     width: float = 1.0
-    """Of the networks whose cost is counted, and so are the next two."""
+    """Width of the networks whose cost is counted."""
     identity: Any = 1.0
+    """Their identity tensor multiplier."""
     strides: list[int] = MISSING
+    """Strides of their five downsampling layers."""
     models: dict[str, ModelConfig] = field(default_factory=dict)
-    """Networks whose cost stands in the tables, by name."""
+    """Networks whose cost is counted and stands in the tables, by name."""
 
 
 MARKED = re.compile(r"<!-- table: (\S+) -->.*?<!-- /table -->", re.DOTALL)
@@ -61,28 +64,23 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
         `tables`, the Markdown by the tables' names.
 
     Raises:
-        InputError: A path has no results, results contradict each other, or the folder can't be
-            written to.
+        InputError: A path has no results, results contradict each other, a network has no label, or
+            a file can't be written.
     """
-    paths = [Path(path).expanduser() for path in config.runs]
+    paths = [Path(path) for path in config.runs]
     results = read_results(paths) if paths else measured_results()
     built = tables_of(results, [counted(model) for model in config.models.values()])
     say("\n\n".join(to_markdown(table) for table in built).rstrip(), process)
     if config.output is not None:
-        output = Path(config.output).expanduser()
-        try:
-            output.mkdir(parents=True, exist_ok=True)
+        output = Path(config.output)
+        with writable(f"output={output}"):
             for table in built:
                 for suffix, render in FORMATS.items():
-                    text = render(table)
-                    path = output / f"{table.name}{suffix}"
-                    write_atomically(path, lambda file, text=text: file.write(text.encode()))
-        except OSError as error:
-            raise InputError(f"output={config.output}: can't write there ({error})") from error
+                    write_whole(output / f"{table.name}{suffix}", render(table))
         say(f"\nwritten to {output}: {', '.join(table.name for table in built)}", process)
     rendered = {table.name: to_markdown(table) for table in built}
     for name in config.update:
-        _update(Path(name).expanduser(), rendered)
+        _update(Path(name), rendered)
     return {"tables": rendered}
 
 
@@ -94,7 +92,7 @@ def counted(model: ModelConfig) -> Network:
 
 
 def renew(text: str, tables: dict[str, str]) -> str:
-    """Markdown with its marked tables rendered anew.
+    """Markdown with its marked tables replaced.
 
     Args:
         text: Has <!-- table: NAME --> and <!-- /table --> around each table.
@@ -116,8 +114,9 @@ def renew(text: str, tables: dict[str, str]) -> str:
 def _update(path: Path, tables: dict[str, str]) -> None:
     try:
         old = path.read_text()
-        new = renew(old, tables)
-        if new != old:
-            write_atomically(path, lambda file: file.write(new.encode()))
     except OSError as error:
         raise InputError(f"update={path}: expected a Markdown file ({error})") from error
+    new = renew(old, tables)
+    if new != old:
+        with writable(f"update={path}"):
+            write_whole(path, new)

@@ -113,7 +113,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
         result = run.finish(
             _entries(config, run, cost, precision, loaders.train.decoder),
             _hyperparameters(config, precision),
-            told=("top1", "top5", "best_top1", "num_params", "madds"),
+            shown=("top1", "top5", "best_top1", "num_params", "madds"),
         )
     say(_last_line(result, config, folder), process)
     return result

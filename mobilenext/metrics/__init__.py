@@ -1,1 +1,1 @@
-"""What predictions are worth, exactly, for any number of processes."""
+"""Measures of predictions, exact for any number of processes."""

@@ -33,7 +33,7 @@ def score(
         to_device: From host batches to normalised images.
         process: This process.
         expected: Images of all processes together.
-        interrupted: Asked before each batch; where it says so, this process gives up.
+        interrupted: Asked before each batch; where it returns True, this process gives up.
 
     Returns:
         top1, top5, loss, count; unreadable: images that are not part of the count. None if any
@@ -58,8 +58,8 @@ def score(
         seen = torch.tensor(float(len(labels)), device=sums.device)
         sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
     others = torch.tensor([loader.missed, gave_up], dtype=exact, device=process.device)
-    told = process.all_reduce_sum(torch.cat([sums, others])).tolist()
-    top1, top5, loss, count, unreadable, given_up = told
+    totals = process.all_reduce_sum(torch.cat([sums, others])).tolist()
+    top1, top5, loss, count, unreadable, given_up = totals
     if given_up:
         return None
     if int(count + unreadable) != expected or not count:

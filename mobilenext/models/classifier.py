@@ -1,4 +1,4 @@
-"""What our networks have in common: timm's interface of an image classifier.
+"""Common base of our networks: timm's interface of an image classifier.
 
 timm asks its models for `forward_features`, `forward_head`, `get_classifier`, `reset_classifier`,
 `forward_intermediates`, `feature_info` and some more
@@ -149,7 +149,7 @@ class Classifier(nn.Module):
         return taken
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations anew in the backward pass instead of keeping them."""
+        """Compute activations again in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     def _step(self, module: nn.Module, x: Tensor) -> Tensor:

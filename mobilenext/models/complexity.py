@@ -1,4 +1,4 @@
-"""What a network costs: parameters, MAdds and activations, in total and by stage."""
+"""Cost of a network: parameters, MAdds and activations, in total and by stage."""
 
 import copy
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class InvertedResidualStage(NamedTuple):
     kernel_size: int
     expand_ratio: int
     channels: int
-    """Of the thin ends."""
+    """Number of channels of the thin ends."""
     repeats: int
     stride: int
 
@@ -346,7 +346,7 @@ MNEXT_STAGES = (
 no shortcut, the one that `mnext_l` repeats at 96 channels included."""
 
 MNEXT_UNUSED_PARAMS = 2560
-"""Of a norm that the authors' networks define and never call, and that their counts include."""
+"""Parameters of a norm that the authors' networks define, never call, and count."""
 
 
 def mnext_s(

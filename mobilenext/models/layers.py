@@ -1,4 +1,4 @@
-"""What the networks of this package share: channel rounding, convolution + norm, initialisation."""
+"""Parts that the networks share: channel rounding, convolution + norm, initialisation."""
 
 import math
 from collections.abc import Callable, Sequence

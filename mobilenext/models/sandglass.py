@@ -54,7 +54,7 @@ def bottleneck_channels(
 
 
 class WideBlock(nn.Module):
-    """What blocks with a shortcut between wide ends share; see `SandglassBlock`."""
+    """Common base of blocks with a shortcut between wide ends; see `SandglassBlock`."""
 
     def __init__(
         self,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from mobilenext.errors import InputError
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
-"""What DataParallel and others, trainers, and torch.compile put before names."""
+"""Prefixes that DataParallel, trainers and torch.compile put before names."""
 
 COUNTER = "num_batches_tracked"
-"""Of batch norms; torch before 0.4.1 had none."""
+"""Counters of batch norms; torch before 0.4.1 had none."""
 
 LAYER_ORDERS = (
     # the authors' EfficientNet-style networks, and their blocks
@@ -35,7 +35,7 @@ LAYER_ORDERS = (
     ("features", "classifier"),
     ("conv", "se"),
 )  # fmt: skip
-"""How layers of one parent follow each other in known networks, for files that do not tell:
+"""Order of the layers of one parent in known networks, for files without an order:
 safetensors are sorted by name."""
 
 Layers = dict[str, dict[str, Tensor]]
@@ -43,10 +43,10 @@ Layers = dict[str, dict[str, Tensor]]
 
 
 class FittedWeights(NamedTuple):
-    """What `fit_weights` returns."""
+    """Weights under the names of a network."""
 
     tensors: dict[str, Tensor]
-    """By the network's names; batch norms' counters are missing if the file has none."""
+    """Tensors by the network's names; batch norms' counters are missing if the file has none."""
     classifier_left_out: bool
     """Whether the classifier is missing, as the weights have none or one for other classes."""
 

@@ -1,4 +1,4 @@
-"""How parameters move: groups and schedules. Knows nothing of networks, data or configs."""
+"""Parameter groups and schedules. Knows nothing of networks, data or configs."""
 
 from mobilenext.optim.param_groups import set_learning_rate, weight_decay_groups
 from mobilenext.optim.schedules import constant, cosine, step_decay

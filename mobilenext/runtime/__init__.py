@@ -1,4 +1,4 @@
-"""What surrounds a job: processes, number formats, folders, checkpoints, reports.
+"""The machine around a job: processes, devices, signals, number formats.
 
 Knows nothing of images, networks or configs.
 """

@@ -17,7 +17,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Allowance:
-    """What the system allows a process.
+    """Processor cores and time that the system allows a process.
 
     Attributes:
         machine: Tells machines apart.
@@ -32,7 +32,7 @@ class Allowance:
 
 
 def own_allowance() -> Allowance:
-    """What the system allows this process."""
+    """The allowance of this process."""
     if hasattr(os, "sched_getaffinity"):
         cores = frozenset(os.sched_getaffinity(0))
     else:

@@ -1,4 +1,4 @@
-"""Who this process is among the others, and the few things that processes say to each other."""
+"""This process among the others of its job, and the few messages that processes exchange."""
 
 import os
 import time
@@ -35,9 +35,9 @@ class Process:
     rank: int = 0
     world_size: int = 1
     timeout: timedelta = timedelta(minutes=30)
-    """How long a collective waits for the others."""
-    meeting: str = ""
-    """Sets apart what this start of the job has in torchrun's store from that of earlier ones."""
+    """Time that a collective waits for the other processes."""
+    rendezvous_prefix: str = ""
+    """Prefix of this start's entries in torchrun's store, which has those of earlier ones too."""
     cpus: int = field(default_factory=lambda: share(own_allowance(), [own_allowance()]))
     """Processor cores for this process: its share of those that the job's processes have here."""
 
@@ -107,37 +107,38 @@ class Process:
 
 
 class Agreement:
-    """Lets all ranks act on a wish of any of them at the same step, and none waits for it.
+    """Lets all ranks act on a request of any of them at the same step, without waiting for it.
 
-    The wishes of one call travel while the next step is computed, over a gloo group of their own,
-    so the device is not waited for either. Alone, a process gets its own wishes back at once.
+    The requests of one call travel while the next step is computed, over a gloo group of their
+    own, so the device is not waited for either. A single process gets its own requests back at
+    once.
 
     Args:
         process: This process; all of them have to make an `Agreement` at the same place.
-        wishes: How many there are.
+        requests: Number of different requests.
     """
 
-    def __init__(self, process: Process, wishes: int) -> None:
+    def __init__(self, process: Process, requests: int) -> None:
         self.alone = process.world_size == 1
         self.group: Any = (
             None if self.alone else dist.new_group(backend="gloo", timeout=process.timeout)
         )
-        self.sent = torch.zeros(wishes, dtype=torch.int32)
+        self.sent = torch.zeros(requests, dtype=torch.int32)
         self.work: dist.Work | None = None
 
-    def exchange(self, *wishes: bool) -> list[bool]:
-        """Send this rank's wishes; returns what any rank wished at the call before this one."""
+    def exchange(self, *requests: bool) -> list[bool]:
+        """Send this rank's requests; returns those that any rank made at the call before."""
         if self.alone:
-            return list(wishes)
+            return list(requests)
         agreed = self.agreed()
-        self.sent = torch.tensor(wishes, dtype=torch.int32)
+        self.sent = torch.tensor(requests, dtype=torch.int32)
         self.work = dist.all_reduce(
             self.sent, op=dist.ReduceOp.MAX, group=self.group, async_op=True
         )
         return agreed
 
     def agreed(self) -> list[bool]:
-        """What any rank wished at the last call; waits until all have made it."""
+        """Requests that any rank made at the last call; waits until all ranks have made it."""
         if self.work is not None:
             self.work.wait()
             self.work = None
@@ -172,12 +173,12 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     if world_size == 1:
         yield Process(chosen, rank, world_size, timeout)
         return
-    store, meeting = None, ""
+    store, prefix = None, ""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         client = agent_store(timeout)
-        meeting = _meet(client, rank, world_size, timeout)
-        store = PrefixStore(meeting, client)
-    process = Process(chosen, rank, world_size, timeout, meeting)
+        prefix = _rendezvous(client, rank, world_size, timeout)
+        store = PrefixStore(prefix, client)
+    process = Process(chosen, rank, world_size, timeout, prefix)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
         timeout=timeout,
@@ -211,28 +212,28 @@ def agent_store(timeout: timedelta) -> TCPStore:
     return TCPStore(host, port, is_master=False, timeout=timeout)
 
 
-def _meet(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A word that the processes of this start of the job share, and those of none before it.
+def _rendezvous(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A nonce that the processes of this start of the job share, and no earlier ones.
 
     When torchrun starts a job again, torch 2.14 finds the same store, with the addresses of the
     dead in it, and may take them for those of the living. Restarts can't be counted either: the
-    counts of several nodes differ. So rank 0 says a new word and lists who has repeated it; the
-    others repeat the word they find until they see themselves on its list.
+    counts of several nodes differ. So rank 0 writes a new nonce and lists the ranks that have
+    repeated it; the others repeat the nonce that they read until they are on its list.
     """
     me = uuid.uuid4().hex
     if rank == 0:
-        store.set("mobilenext/word", me)
+        store.set("mobilenext/nonce", me)
         others = range(1, world_size)
         heard = [store.get(f"mobilenext/{me}/{other}").decode() for other in others]
         store.set(f"mobilenext/{me}/heard", " ".join(heard))
         return me
     until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:
-        word = store.get("mobilenext/word").decode()
-        store.set(f"mobilenext/{word}/{rank}", me)
-        heard = f"mobilenext/{word}/heard"
+        nonce = store.get("mobilenext/nonce").decode()
+        store.set(f"mobilenext/{nonce}/{rank}", me)
+        heard = f"mobilenext/{nonce}/heard"
         if store.check([heard]) and me in store.get(heard).decode().split():
-            return word
+            return nonce
         time.sleep(0.05)
     raise RuntimeError(f"Timed out waiting for rank 0 to meet this process, rank {rank}")
 

@@ -26,7 +26,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 class Precision:
-    """How the forward and backward pass of training compute; weights are float32 always.
+    """Number formats of the forward and backward pass of training; weights are always float32.
 
     Args:
         name: fp32 (IEEE), tf32 (CUDA's fast matrix products for float32), bf16 or fp16 (autocast;

@@ -1,4 +1,4 @@
-"""What a result has to say about where it came from: command, commit, versions, hardware."""
+"""Provenance of a result: command, commit, versions, hardware."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(process: Process) -> dict[str, Any]:
-    """What this run computes on."""
+    """Device, processor and threads of this run."""
     accelerator = None
     if process.device.type == "cuda":
         accelerator = torch.cuda.get_device_name(process.device)

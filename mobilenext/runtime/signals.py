@@ -14,7 +14,7 @@ ASKED_TO_STOP = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 `sbatch --signal=USR1@120` or by submitit, which takes SIGUSR2."""
 
 ONE_WISH_SECONDS = 1.0
-"""torchrun passes on a Ctrl-C that its processes have got already: that is one wish, not two."""
+"""torchrun passes on a Ctrl-C that its processes have got already: that is one request, not two."""
 
 
 class StopSignals:
@@ -33,7 +33,7 @@ class StopSignals:
         self.received_at = 0.0
 
     def receive(self, name: str) -> None:
-        """Note a wish to stop, if it is the first one."""
+        """Note a request to stop, if it is the first one."""
         if self.received is None:
             self.received, self.received_at = name, time.monotonic()
 

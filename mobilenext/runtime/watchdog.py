@@ -22,12 +22,12 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from mobilenext.runtime.distributed import Process, agent_store
 
 PHASES = ("evaluating", "waiting for data", "in the next step")
-"""What a process does when it has done a number of steps, in this order."""
+"""Phases of a step, in the order in which a process passes through them."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """What a process has told of itself."""
+    """The report of a process about itself."""
 
     sign: int
     """Grows with every note: whether the process lives."""
@@ -84,7 +84,7 @@ class Watchdog:
             client = agent_store(timedelta(seconds=30))
         except RuntimeError:
             return  # not by torchrun that they met: the backend's own time-out has to do
-        store = PrefixStore(f"{self.process.meeting}/watchdog", client)
+        store = PrefixStore(f"{self.process.rendezvous_prefix}/watchdog", client)
         for sign in itertools.count():
             if self.over.wait(self.period):
                 return
@@ -126,8 +126,8 @@ class Watchdog:
 
     def _notes(self, store: Store) -> dict[int, Note]:
         ranks = range(self.process.world_size)
-        told = [rank for rank in ranks if store.check([str(rank)])]
-        return {rank: Note(**json.loads(store.get(str(rank)))) for rank in told}
+        reported = [rank for rank in ranks if store.check([str(rank)])]
+        return {rank: Note(**json.loads(store.get(str(rank)))) for rank in reported}
 
 
 def who_hangs(before: dict[int, Note], now: dict[int, Note], world_size: int) -> str:
@@ -153,12 +153,12 @@ def who_hangs(before: dict[int, Note], now: dict[int, Note], world_size: int) ->
 
 def _described(ranks: list[int], notes: dict[int, Note]) -> str:
     most = 4
-    told = [
+    texts = [
         f"rank {rank} ({note.step} steps done, {note.phase}; process {note.pid} on {note.host})"
         for rank, note in ((rank, notes[rank]) for rank in ranks[:most])
     ]
     more = [f"{len(ranks) - most} more"] if len(ranks) > most else []
-    return ", ".join(told + more)
+    return ", ".join(texts + more)
 
 
 def _list(ranks: list[int]) -> str:

@@ -19,7 +19,7 @@ from mobilenext.errors import Preempted
 from mobilenext.runtime.distributed import Process
 
 KILL_WAIT_SECONDS = 300.0
-"""How long a task that SLURM has sent SIGTERM waits for what follows."""
+"""Time that a task waits after SIGTERM for the signal that may follow it."""
 
 
 class Requeued(Preempted):

@@ -29,7 +29,7 @@ from mobilenext.training.run_folder import RunFolder
 LOOK_EVERY_SECONDS = 0.2
 TELL_EVERY_SECONDS = 1.0
 GRACE_SECONDS = 120
-"""What torchrun gives its processes for a step and a checkpoint after a signal."""
+"""Time that torchrun gives its processes for a step and a checkpoint after a signal."""
 
 STARTED_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
                        "MASTER_PORT", "TORCHELASTIC_RUN_ID")  # fmt: skip
@@ -54,28 +54,28 @@ class SweepJob:
 
     number: int
     label: str
-    """What sets it apart, for instance width=0.5 seed=1."""
+    """Overrides that set this job apart, for instance width=0.5 seed=1."""
     command: list[str]
-    """What starts it; several processes are torchrun's affair."""
+    """Arguments of the process to start; torchrun starts several."""
     log: Path
     """Gets what it prints."""
     folder: RunFolder | None = None
-    """Of its run, if it has one."""
+    """Folder of its run, if it has one."""
     epochs: int | None = None
     nodes: int = 1
     """Machines that have to start it together."""
     problem: str | None = None
-    """Why it can't be started, if so."""
+    """The reason that it can't be started, or None."""
 
     state: str = "waiting"
     """waiting, running, finished, failed or preempted."""
     note: str = ""
-    """What there is to say of the state."""
+    """Remark about the state."""
     attempts: int = 0
     process: "subprocess.Popen[bytes] | None" = None
     slot: "Slot | None" = None
-    told: tuple[Any, ...] = ()
-    """What was shown of it last."""
+    shown: tuple[Any, ...] = ()
+    """Its state, note and epoch as they were shown last."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -85,7 +85,7 @@ class SweepJob:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one job at a time may compute."""
+    """Devices and cores of one job at a time."""
 
     devices: tuple[str, ...] | None = None
     """CUDA devices by number or UUID; None: whatever there is."""
@@ -170,7 +170,7 @@ class Sweep:
     jobs: list[SweepJob]
     slots: list[Slot]
     retries: int = 0
-    """How often a job that has failed is started again; it goes on from its checkpoint."""
+    """Number of times that a failed job is started again; it goes on from its checkpoint."""
     looked_at: float = 0.0
     waiting: deque[SweepJob] = field(default_factory=deque)
     free: list[Slot] = field(default_factory=list)
@@ -339,7 +339,7 @@ class View:
             return
         self.shown_at = time.monotonic()
         for place, job in enumerate(self.jobs):
-            if job.told and job.told[0] == job.state in ENDED:
+            if job.shown and job.shown[0] == job.state in ENDED:
                 continue
             epoch, text = progress(job)
             if self.bars:
@@ -348,18 +348,18 @@ class View:
                 line: Any = [text]
                 bar.postfix = line
                 bar.refresh()
-                job.told = (job.state,)
-            elif (job.state, job.note, epoch) != job.told:
-                if job.told or job.state != "waiting":
+                job.shown = (job.state,)
+            elif (job.state, job.note, epoch) != job.shown:
+                if job.shown or job.state != "waiting":
                     say(f"#{job.number} {job.label}: {text}")
-                job.told = (job.state, job.note, epoch)
+                job.shown = (job.state, job.note, epoch)
 
 
 def progress(job: SweepJob) -> tuple[int, str]:
     """Whole epochs that a job has done, and a line about it."""
     if job.state == "finished":
-        told = f"finished{f' {job.note}' if job.note else ''}{_told(job.result or {})}"
-        return job.epochs or 0, told
+        text = f"finished{f' {job.note}' if job.note else ''}{_scored(job.result or {})}"
+        return job.epochs or 0, text
     rows = [] if job.folder is None else job.folder.newest_metrics()
     epoch = max((row["epoch"] for row in rows if row["kind"] != "train"), default=0)
     if job.state != "running":
@@ -367,7 +367,7 @@ def progress(job: SweepJob) -> tuple[int, str]:
     parts = [f"epoch {epoch}/{job.epochs}" if epoch and job.epochs else "running"]
     scores = [row for row in rows if row["kind"] in ("val", "ema")]
     if scores:
-        parts.append(_told(scores[-1]).strip())
+        parts.append(_scored(scores[-1]).strip())
     paces = [row for row in rows if "images_per_second" in row]
     if paces:
         parts.append(f"{paces[-1]['images_per_second']:,.0f} images/s")
@@ -375,20 +375,20 @@ def progress(job: SweepJob) -> tuple[int, str]:
     return epoch, "  ".join(parts)
 
 
-def _told(scores: dict[str, Any]) -> str:
+def _scored(scores: dict[str, Any]) -> str:
     """The number that a run is judged by, in words; empty if it has none."""
     measure = measure_of(scores)
-    return "" if measure is None else f"  {measure.told(scores[measure.key])}"
+    return "" if measure is None else f"  {measure.text(scores[measure.key])}"
 
 
 def summary(jobs: list[SweepJob]) -> str:
-    """How the jobs have ended; the failed ones by name, with their logs."""
+    """Summary of how the jobs have ended; failed ones by name, with their logs."""
     counts: dict[str, int] = dict.fromkeys(("finished", "failed", "preempted", "waiting"), 0)
     for job in jobs:
         counts[job.state] += 1
     names = {"waiting": "not started"}
-    told = ", ".join(f"{n} {names.get(state, state)}" for state, n in counts.items() if n)
-    lines = [f"sweep of {len(jobs)} job{'s' if len(jobs) != 1 else ''}: {told}"]
+    counted = ", ".join(f"{n} {names.get(state, state)}" for state, n in counts.items() if n)
+    lines = [f"sweep of {len(jobs)} job{'s' if len(jobs) != 1 else ''}: {counted}"]
     for job in jobs:
         lines.append(f"#{job.number} {job.label}: {progress(job)[1]}")
         if job.state == "failed" and job.attempts:

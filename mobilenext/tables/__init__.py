@@ -1,6 +1,7 @@
 """Published numbers, each with its source and how far to trust it; measured ones beside them."""
 
-from mobilenext.tables.layout import Network, tables_of
+from mobilenext.tables.costs import Network
+from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import (
     NamedRow,
     PublishedNumber,

@@ -11,7 +11,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mobilenext.tables.charts import Chart, Series, chart
-from mobilenext.tables.layout import LABELS, tables_of
+from mobilenext.tables.labels import labels
+from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import published_rows, published_table, released_curves
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import (
@@ -21,6 +22,8 @@ from mobilenext.tables.results import (
     decimal,
     fraction,
     group_results,
+    groups_of,
+    protocols_of,
 )
 
 FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
@@ -45,7 +48,7 @@ def render_page(results: Sequence[Result], title: str) -> str:
     """
     groups = group_results(results)
     tables = tables_of(results)
-    with_paper = [group for group in groups if all(r.of_the_paper for r in group.results)]
+    with_paper = [group for group in groups if group.of_the_paper]
     ours = {
         table.name for table in tables if table.name.startswith(("networks", "identity_mobile"))
     }
@@ -57,8 +60,8 @@ def render_page(results: Sequence[Result], title: str) -> str:
             _paper_charts(with_paper),
         )
     ]
-    for protocol in sorted({g.first.protocol for g in groups}, key=lambda one: one.describe()):
-        mine = [group for group in groups if group.first.protocol == protocol]
+    for protocol in protocols_of(groups):
+        mine = groups_of(protocol, groups)
         sections.append(
             Section(
                 f"p{protocol.short}",
@@ -70,7 +73,7 @@ def render_page(results: Sequence[Result], title: str) -> str:
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
-    environment.filters["svg"] = Markup  # of our own making, see `charts`
+    environment.filters["svg"] = Markup  # `charts` made it
     template = environment.from_string(text.read_text())
     return template.render(
         title=title, sections=sections, runs=[_run(result) for result in results]
@@ -78,11 +81,9 @@ def render_page(results: Sequence[Result], title: str) -> str:
 
 
 def _run(result: Result) -> dict[str, Any]:
-    """What the page tells of one run."""
+    """The page's entries about one run."""
     values = result.values
-    hardware = values.get("hardware", {})
-    device = hardware.get("accelerator") or hardware.get("cpu") or "unknown"
-    used = hardware.get("processes", 1)
+    used = values.get("hardware", {}).get("processes", 1)
     return {
         "label": f"{_label(result)}, seed {result.seed}",
         "folder": "/".join(result.path.parts[-3:-1]),
@@ -93,7 +94,7 @@ def _run(result: Result) -> dict[str, Any]:
         "wait": f"{values['data_wait_share']:.1%}" if "data_wait_share" in values else "–",
         "time": f"{values['wall_seconds'] / 60:,.0f}" if "wall_seconds" in values else "–",
         "sessions": values.get("sessions", "–"),
-        "hardware": f"{used} × {device}",
+        "hardware": f"{used} × {result.device or 'unknown'}",
         "commit": result.commit,
         "command": str(values.get("command", "")),
         "versions": ", ".join(f"{k} {v}" for k, v in values.get("versions", {}).items()),
@@ -102,7 +103,7 @@ def _run(result: Result) -> dict[str, Any]:
 
 
 def _label(result: Result) -> str:
-    family = LABELS.get(result.model, result.model)
+    family = labels().label(result.model)
     identity = "" if result.identity == 1 else f", identity {fraction(result.identity)}"
     return f"{family} {decimal(result.width)}{identity}"
 
@@ -125,7 +126,9 @@ def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Seri
     """A line for each family through its widths, cheapest first."""
     found: dict[str, list[Series]] = {"madds": [], "params": []}
     whole = [group for group in groups if group.first.identity == 1]
-    for model in sorted({group.first.model for group in whole}, key=_colour):
+    for model in sorted(
+        {group.first.model for group in whole}, key=lambda name: (_colour(name), name)
+    ):
         mine = sorted(
             (group for group in whole if group.first.model == model),
             key=lambda group: group.first.values["madds"],
@@ -133,7 +136,7 @@ def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Seri
         for cost, key in (("madds", "madds"), ("params", "num_params")):
             found[cost].append(
                 Series(
-                    LABELS.get(model, model) + ours,
+                    labels().label(model) + ours,
                     [(round(g.first.values[key] / 1e6, 3), g.mean) for g in mine],
                     _colour(model),
                     errors=[g.std for g in mine],
@@ -153,7 +156,7 @@ def _paper_charts(groups: list[Group]) -> list[Chart]:
         for cost in ("madds", "params"):
             series[cost].append(
                 Series(
-                    f"{LABELS[model]}, paper [{', '.join(tags)}]",
+                    f"{labels().label(model)}, paper [{', '.join(tags)}]",
                     [(counts[f"{model} {row.width}"][cost].value, row.numbers["top1"].value)
                      for row in rows],
                     colour,
@@ -163,8 +166,8 @@ def _paper_charts(groups: list[Group]) -> list[Chart]:
                 )
             )  # fmt: skip
     charts = _cost_charts("paper", "ImageNet top-1", series)
-    for protocol in sorted({g.first.protocol for g in groups}, key=lambda one: one.describe()):
-        mine = [group for group in groups if group.first.protocol == protocol]
+    for protocol in protocols_of(groups):
+        mine = groups_of(protocol, groups)
         released = [
             Series(
                 f"released log, identity {fraction(log.identity)} [{log.tag}]",

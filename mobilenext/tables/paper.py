@@ -22,7 +22,10 @@ TABLES = (
     "released_runs",
     "reimplementations",
 )
-"""Those of `published_table`."""
+"""Published tables by the names that `published_table` takes."""
+
+PUBLISHED_IN = ("ablation", "activation", "extra_depthwise", "state_of_the_art")
+"""Those with numbers of networks in configs/model; the first that has a network counts."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class PublishedNumber:
 
     value: float
     tag: str
-    """How far to trust it; see `tag_meanings`."""
+    """Trust tag; see `tag_meanings`."""
     source: str
 
 
@@ -81,7 +84,7 @@ def _paper() -> dict[str, Any]:
 
 
 def tag_meanings() -> dict[str, str]:
-    """What each trust tag means."""
+    """Meaning of each trust tag."""
     return dict(_paper()["tags"])
 
 
@@ -106,6 +109,18 @@ def published_table(table: str) -> list[NamedRow]:
         NamedRow(row["name"], _numbers(row), _notes(row), row.get("model"))
         for row in _paper()[table]
     ]
+
+
+def published_of(model: str) -> tuple[dict[str, PublishedNumber], tuple[str, ...]]:
+    """Published numbers of a network at width 1.0, and notes on them."""
+    for row in published_rows("width_table"):
+        if (row.model, row.width) == (model, 1):
+            return row.numbers, row.notes
+    for table in PUBLISHED_IN:
+        for named in published_table(table):
+            if named.model == model:
+                return named.numbers, named.notes
+    return {}, ()
 
 
 def released_curves() -> list[ReleasedCurve]:

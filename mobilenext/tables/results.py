@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenext.errors import InputError
+from mobilenext.tables.labels import DROPOUT, authors_dropout
 
 NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
           "epochs", "count", "seed", "git_commit", "config")  # fmt: skip
@@ -29,22 +30,14 @@ MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
 MIXING = ("mixup", "cutmix", "erasing")
 """Entries of a config's `augment` that a recipe is known by if they are not zero."""
 
-WITHOUT_DROPOUT = ("thin_ends", "thin_ends_depthwise_stride", "extra_depthwise")
-"""Networks that have no dropout in the authors' code; the others have 0.2."""
-
-AS_BEFORE = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
-"""Entries that came later, and the values with which they change nothing: results from before and
-after are of one protocol. `mobilenext.config` says of the same fields that they were added."""
+ADDED_DEFAULTS = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
+"""Entries that were added later, and the values with which they change nothing: results from before
+and after are of one protocol. `mobilenext.config` marks the same fields as added."""
 
 
 def arguments_of(network: dict[str, Any]) -> str:
     """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
     return json.dumps({k: v for k, v in network.items() if k not in MULTIPLIERS}, sort_keys=True)
-
-
-def authors_dropout(model: str) -> float:
-    """Dropout before the classifier in the authors' code, which the network's config has too."""
-    return 0.0 if model in WITHOUT_DROPOUT else 0.2
 
 
 def images_per_norm(config: dict[str, Any], processes: int | None) -> int | None:
@@ -92,7 +85,7 @@ class Protocol:
 
     @property
     def config(self) -> dict[str, Any]:
-        """It as plain values."""
+        """The protocol's entries as plain values."""
         return json.loads(self.text)
 
     @property
@@ -102,7 +95,7 @@ class Protocol:
 
     @property
     def task(self) -> str:
-        """What is learned, from how many pixels and for how long."""
+        """Data, size of its images, and epochs."""
         config = self.config
         data = config["data"]
         size, eval_size = data["image_size"], data["eval_size"]
@@ -116,7 +109,7 @@ class Protocol:
 
     @property
     def recipe(self) -> str:
-        """How it is learned, unlike that of any other protocol."""
+        """Optimiser, batch and all else in words, with the digits that tell protocols apart."""
         config = self.config
         optimizer, augment = config["optimizer"], config["augment"]
         parts = [
@@ -143,7 +136,7 @@ class Protocol:
         return ", ".join(parts) + f" (protocol {self.short})"
 
     def describe(self) -> str:
-        """A line about it: task and recipe."""
+        """Task and recipe in a line."""
         return f"{self.task}, {self.recipe}"
 
     @property
@@ -171,7 +164,7 @@ class Result:
 
     path: Path
     values: dict[str, Any]
-    """What its result.json says."""
+    """Entries of its result.json."""
 
     @property
     def model(self) -> str:
@@ -195,22 +188,22 @@ class Result:
 
     @property
     def top1(self) -> float:
-        """Of the last epoch, in per cent."""
+        """Top-1 after the last epoch, in per cent."""
         return self.values["top1"]
 
     @property
     def best_top1(self) -> float:
-        """Of the best epoch, in per cent: chosen on the images that it is measured on."""
+        """Top-1 after the best epoch, in per cent: chosen on the images that it is measured on."""
         return self.values["best_top1"]
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Epoch by epoch, see `RunFolder.history`; empty if the run is too old to tell."""
+        """Measurements epoch by epoch, see `RunFolder.history`; empty in results of old runs."""
         return self.values.get("history", [])
 
     @property
     def commit(self) -> str:
-        """Of the source, eight digits, with -dirty if files differed."""
+        """Commit of the source, eight digits, with -dirty if files differed."""
         commit = self.values["git_commit"] or "unknown"
         digits, dash, dirty = commit.partition("-")
         return digits[:8] + dash + dirty
@@ -229,25 +222,35 @@ class Result:
                 holder = holder[str(parent)]
             if last in holder:
                 holder[last] = {k: v for k, v in holder[last].items() if k not in names}
-        kept = {k: v for k, v in kept.items() if k not in AS_BEFORE or v != AS_BEFORE[k]}
+        kept = {k: v for k, v in kept.items() if k not in ADDED_DEFAULTS or v != ADDED_DEFAULTS[k]}
         if "init_from" in kept and "init_from" in self.values:
             kept["init_from"] = self.values["init_from"]["sha256"]  # wherever the file lay
         return Protocol(json.dumps(kept, sort_keys=True))
 
     @property
     def images_per_norm(self) -> int | None:
-        """See the function of this name; None if the result is too old to tell."""
+        """See the function of this name; None in results of old runs that do not say it."""
         return images_per_norm(
             self.values["config"], self.values.get("hardware", {}).get("processes")
         )
 
     @property
-    def conditions(self) -> Conditions:
-        """What it ran on, and with what."""
+    def device(self) -> str:
+        """The accelerator, or the processor of a run without one; "" if the result has neither."""
         hardware = self.values.get("hardware", {})
+        return hardware.get("accelerator") or hardware.get("cpu") or ""
+
+    @property
+    def network_key(self) -> tuple[str, float, float]:
+        """Family, width and identity tensor multiplier, for comparisons."""
+        return self.model, round(self.width, 6), round(self.identity, 6)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Machine, torch and decoder of the run, and images per norm."""
         torch = self.values.get("versions", {}).get("torch", "unknown")
         return Conditions(
-            hardware.get("accelerator") or hardware.get("cpu") or "unknown machine",
+            self.device or "unknown machine",
             torch.partition("+")[0],  # what follows is the build for an accelerator
             self.values.get("decoder", "unknown decoder").partition(" (")[0],
             self.images_per_norm,
@@ -255,13 +258,13 @@ class Result:
 
     @property
     def arguments(self) -> str:
-        """What else the network was built with, as JSON: dropout for instance."""
+        """Arguments of the network beside its multipliers, as JSON: dropout for instance."""
         return arguments_of(self.values["config"]["model"]["network"])
 
     @property
     def dropout(self) -> float:
         """Probability before the classifier; 0.2, our networks' default, if the config has none."""
-        return self.values["config"]["model"]["network"].get("dropout", 0.2)
+        return self.values["config"]["model"]["network"].get("dropout", DROPOUT)
 
     @property
     def plain(self) -> bool:
@@ -290,22 +293,22 @@ class Group:
 
     @property
     def first(self) -> Result:
-        """Of the smallest seed; network and protocol are those of all."""
+        """The run with the smallest seed; network and protocol are those of all."""
         return self.results[0]
 
     @property
     def seeds(self) -> list[int]:
-        """Their seeds."""
+        """Seeds of the runs."""
         return [result.seed for result in self.results]
 
     @property
     def mean(self) -> float:
-        """Of the last epochs' top-1, in per cent."""
+        """Mean top-1 after the last epoch, in per cent."""
         return statistics.fmean(result.top1 for result in self.results)
 
     @property
     def best_mean(self) -> float:
-        """Of the best epochs' top-1, in per cent."""
+        """Mean top-1 after each run's best epoch, in per cent."""
         return statistics.fmean(result.best_top1 for result in self.results)
 
     @property
@@ -317,8 +320,13 @@ class Group:
 
     @property
     def commits(self) -> list[str]:
-        """Theirs, each once."""
+        """Commits of the runs, each once."""
         return sorted({result.commit for result in self.results})
+
+    @property
+    def of_the_paper(self) -> bool:
+        """Whether all of them may stand in a row of the paper; see `Result.of_the_paper`."""
+        return all(result.of_the_paper for result in self.results)
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
@@ -388,6 +396,16 @@ def group_results(results: Iterable[Result]) -> list[Group]:
     return [
         Group(tuple(seeds[seed] for seed in sorted(seeds))) for _, seeds in sorted(groups.items())
     ]
+
+
+def protocols_of(groups: Iterable[Group]) -> list[Protocol]:
+    """Protocols of runs, each once, in the order of their descriptions."""
+    return sorted({group.first.protocol for group in groups}, key=lambda one: one.describe())
+
+
+def groups_of(protocol: Protocol | None, groups: Iterable[Group]) -> list[Group]:
+    """Those runs that are of one protocol."""
+    return [group for group in groups if group.first.protocol == protocol]
 
 
 def decimal(value: float) -> str:

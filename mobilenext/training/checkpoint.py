@@ -40,13 +40,13 @@ SEAL_LENGTH = len(SEAL) + 64
 
 @dataclass(frozen=True)
 class Found:
-    """What `Checkpoints.load` has found."""
+    """The newest whole checkpoint of a folder."""
 
     state: dict[str, Any] | None
     """The checkpoint; None if there are none."""
     path: Path
     passed_over: list[str]
-    """What the user should know of newer ones that were damaged or missing."""
+    """Warnings about newer ones that were damaged or missing."""
 
 
 class Checkpoints:
@@ -206,7 +206,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint={path}: expected a file, found none there") from error
     except OSError as error:
         raise InputError(
-            f"{path}: could not read it ({error}); nothing was changed. Mend that and run the same "
+            f"{path}: could not read it ({error}); nothing was changed. Fix that and run the same "
             "command again"
         ) from error
     state = unpickled(content, path, "a checkpoint")
@@ -224,7 +224,7 @@ def is_sealed(content: bytes) -> bool:
 
 
 def unpickled(content: bytes, path: Path, expected: str, allowed: Sequence[type] = ()) -> Any:
-    """What torch.save wrote, on the CPU: tensors, plain values and objects of `allowed`.
+    """Content of a file of torch.save, on the CPU: tensors, plain values, objects of `allowed`.
 
     Args:
         content: The file's bytes.
@@ -255,7 +255,7 @@ def _check_stored(content: bytes) -> None:
 
 
 def _unreadable(content: bytes, error: Exception) -> str:
-    """What is wrong with a file that torch does not read, in words."""
+    """Explanation of why torch does not read a file."""
     kind = what_is(content[:64])
     if kind is not None and kind != "a zip archive":  # which is what torch.save writes
         return f"got {kind}; fetch the file again from where it lies"

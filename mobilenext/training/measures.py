@@ -22,7 +22,7 @@ class Measure:
     counted_in_training: bool = False
     reported: tuple[str, ...] = ()
 
-    def told(self, value: float) -> str:
+    def text(self, value: float) -> str:
         """A value in words, for instance `top-1 72.34 %`."""
         return f"{self.label} {value:.2f}{self.unit}"
 

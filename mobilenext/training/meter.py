@@ -47,9 +47,9 @@ class Interval:
     steps: int = 0
     images: int = 0
     loss_sum: float = 0.0
-    """Of the steps' mean losses, as far as they are finite."""
+    """Sum of the steps' mean losses, as far as they are finite."""
     losses: int = 0
-    """How many were."""
+    """Number of steps whose loss was finite."""
     correct: int = 0
     """Augmented training images that were classified as their own label."""
     skipped: int = 0
@@ -63,7 +63,7 @@ class Interval:
         return Interval(*[one + two for one, two in pairs])
 
     def means(self, counted: Measure | None = TOP1) -> dict[str, float | None]:
-        """What is reported.
+        """Means over the interval, as they are reported.
 
         Args:
             counted: What `correct` says of the training images; None: it is not counted.
@@ -143,8 +143,8 @@ class TrainMeter:
             [torch.stack(values).to(exact) for values in (self.losses, self.finite, self.correct)]
         )
         count = len(self.losses)
-        told = self.process.all_reduce_sum(sums).tolist()
-        losses, finite, correct = told[:count], told[count : 2 * count], told[2 * count :]
+        totals = self.process.all_reduce_sum(sums).tolist()
+        losses, finite, correct = totals[:count], totals[count : 2 * count], totals[2 * count :]
         bad_step, loss_sum, counted, skipped = None, self.interval.loss_sum, 0, 0
         for number, (loss, is_finite) in enumerate(zip(losses, finite, strict=True)):
             if math.isfinite(loss):

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: lines or a progress bar, metrics.jsonl, TensorBoard."""
+"""Reports of a run while it goes: lines or a progress bar, metrics.jsonl, TensorBoard."""
 
 import sys
 import time
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 LINE_EVERY_SECONDS = 10.0
 NOT_PLOTTED = ("kind", "epoch", "step", "count", "unreadable", "seconds_left")
-"""What TensorBoard does not get of a row of metrics.jsonl."""
+"""Entries of a row of metrics.jsonl that TensorBoard does not get."""
 
 
 def say(text: str, process: Process | None = None) -> None:
@@ -66,7 +66,7 @@ class Monitor:
         if process.is_main:
             kept = folder.rewind_metrics(first_step, first_epoch)
             # TensorBoard can only drop all of a step. Where an epoch's evaluation is still to come,
-            # what was told of its last step goes as well, and is told again.
+            # the reports of its last step go as well, and are written again.
             again = first_step == (first_epoch + 1) * steps_per_epoch
             purge_step = first_step if again else first_step + 1
             with folder.writable():
@@ -139,12 +139,12 @@ class Monitor:
             self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **values})
             self._scalars(kind, values, step)
         self.flush()
-        told = "  ".join(
-            f"{kind} {self.measure.told(values[self.measure.key])}"
+        texts = "  ".join(
+            f"{kind} {self.measure.text(values[self.measure.key])}"
             for kind, values in scores.items()
         )
         self._line(
-            f"epoch {epoch + 1}/{self.epochs}  {_loss(means)}  {told}  "
+            f"epoch {epoch + 1}/{self.epochs}  {_loss(means)}  {texts}  "
             f"{self._pace(means)}  left {self._time_left(step)}"
         )
 
@@ -160,7 +160,7 @@ class Monitor:
         Args:
             chosen: Hyperparameters; all runs should have the same keys.
             results: Numbers of the whole run.
-            scores: Last scores by the weights' name, told by `epoch`.
+            scores: Last scores by the weights' name, as `epoch` got them.
             step: Optimiser steps of the run.
         """
         if self.board is None:
@@ -211,7 +211,7 @@ class Monitor:
     def _train_share(self, means: dict[str, Any]) -> str:
         """Share of correct predictions among training images, if it is counted."""
         value = means.get(self.measure.key)
-        return "" if value is None else f"train {self.measure.told(value)}  "
+        return "" if value is None else f"train {self.measure.text(value)}  "
 
     @staticmethod
     def _pace(means: dict[str, Any]) -> str:

@@ -37,14 +37,14 @@ training have nothing left to decode by then."""
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run goes, apart from what it learns."""
+    """Settings of a run that do not depend on what it learns."""
 
     epochs: int
-    """Of the whole run."""
+    """Number of epochs of the whole run."""
     log_every: int = 50
     """Optimiser steps between reports."""
     timeout_minutes: float = 30.0
-    """How long a process may hang."""
+    """Minutes that a process may hang before the job is ended."""
     init_from: Path | None = None
     """File with weights to begin with."""
     checkpoint: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Step:
     lr: float
     """Learning rate, before the scales of parameter groups."""
     measured: Measured | None = None
-    """What came out; the loop has to set it."""
+    """Measurements of the step; the loop has to set them."""
 
 
 class Run:
@@ -221,14 +221,14 @@ class Run:
         self.state.meter.pause()
 
     def finish(
-        self, own: dict[str, Any], hyperparameters: dict[str, float | str], told: tuple[str, ...]
+        self, own: dict[str, Any], hyperparameters: dict[str, float | str], shown: tuple[str, ...]
     ) -> dict[str, Any]:
         """Write the final weights and the result, which marks the run as finished.
 
         Args:
             own: Entries of the result that the loop knows: network, data, settings.
             hyperparameters: What TensorBoard compares runs by.
-            told: Entries of the result that it shows beside them.
+            shown: Entries of the result that it shows beside them.
 
         Returns:
             The result.
@@ -240,7 +240,7 @@ class Run:
             with self.folder.writable():
                 description = {**state.described, "scores": state.scores}
                 save_weights(self.folder.weights, state.evaluated()[state.headline], description)
-            numbers = {name: result[name] for name in told}
+            numbers = {name: result[name] for name in shown}
             self.monitor.hyperparameters(hyperparameters, numbers, state.scores, state.step)
             self.folder.write_result(result)
 

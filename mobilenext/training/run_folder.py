@@ -164,7 +164,7 @@ class RunFolder:
         self._append(self.metrics, row)
 
     def history(self, measure: Measure = TOP1) -> list[dict[str, Any]]:
-        """What metrics.jsonl says of whole epochs, in order.
+        """Records of whole epochs in metrics.jsonl, in order.
 
         Args:
             measure: What the run is judged by.
@@ -207,7 +207,7 @@ class RunFolder:
         self._append(self.sessions, {"time": datetime.now(UTC).isoformat("T", "seconds"), **row})
 
     def sessions_begun(self) -> int:
-        """How many sessions the run has had."""
+        """Number of sessions that the run has had."""
         lines = self.sessions.read_text().splitlines()
         return sum('"event": "start"' in line for line in lines)
 
@@ -236,7 +236,7 @@ class RunFolder:
             yield
         except OSError as error:
             raise InputError(
-                f"can't write to the run folder {self.path} ({error}); mend that and run the same "
+                f"can't write to the run folder {self.path} ({error}); fix that and run the same "
                 "command again, or choose another place with output_dir=/path"
             ) from error
 

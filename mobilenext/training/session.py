@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from mobilenext.errors import Preempted, UserError
-from mobilenext.runtime.distributed import Agreement, Process
 from mobilenext.program import command_line
+from mobilenext.runtime.distributed import Agreement, Process
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.runtime.watchdog import Watchdog
 from mobilenext.training.run_folder import RunFolder
@@ -43,7 +43,7 @@ class Session:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.process.on_main(lambda: stack.enter_context(self.folder.locked()))
-            self.agreement = Agreement(self.process, wishes=2)
+            self.agreement = Agreement(self.process, requests=2)
             stack.enter_context(self.signals)
             stack.enter_context(self.watchdog)
             self.stack = stack.pop_all()
@@ -78,9 +78,9 @@ class Session:
             yield batch
 
     def after(self, step: int, wants_save: bool) -> tuple[bool, bool]:
-        """What all processes do after this step: (end, save).
+        """Whether all processes end, and whether they save, after this step.
 
-        A signal to any process, or a wish to save of rank 0, is heard by all of them one step later
+        A signal to any process, or a request of rank 0 to save, reaches all of them one step later
         if there are several, and at once if there is one.
         """
         self.step = step
@@ -110,7 +110,7 @@ class Session:
     ) -> None:
         with self.stack:
             if error is None or isinstance(error, Preempted):
-                self.agreement.agreed()  # nobody leaves while others wait for a word of it
+                self.agreement.agreed()  # nobody leaves while others wait for its request
             if self.began and self.process.is_main:
                 try:
                     self.folder.append_session(

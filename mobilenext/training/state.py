@@ -39,17 +39,17 @@ class TrainState:
     """
 
     described: dict[str, Any]
-    """What the network is and was trained on: `model`, `classes`, `data`, `train_images`."""
+    """Description of the network and its training data: `model`, `classes`, `data`, ..."""
     network: nn.Module
     ema: ModelEmaV3 | None
     parts: dict[str, Part]
-    """What else has a state, by its entry in checkpoints: `optimizer`, for instance."""
+    """Optimisers and other parts with a state, by their names in checkpoints."""
     scaler: torch.amp.GradScaler
     meter: TrainMeter
     measure: Measure = TOP1
-    """What the run is judged by."""
+    """Measure that the run is judged by."""
     batch_norm: str = "reduce"
-    """How processes come to the same running statistics: reduce, broadcast or sync."""
+    """Way in which processes get the same running statistics: reduce, broadcast or sync."""
     epoch: int = 0
     """Whole epochs done, evaluation included."""
     step: int = 0
@@ -57,7 +57,7 @@ class TrainState:
     best: dict[str, float] = field(default_factory=dict)
     """Highest `measure` of the headline weights, and after how many epochs and steps."""
     scores: Scores = field(default_factory=dict)
-    """Of the last evaluation, by the weights' name: `val` for the raw ones, `ema` for averages."""
+    """Scores of the last evaluation: `val` of the raw weights, `ema` of their averages."""
     unreadable: dict[str, dict[int, str]] = field(default_factory=lambda: {"train": {}, "val": {}})
     """Images that could not be read so far: by split and index, what is wrong with them."""
     united: bool = True

@@ -17,7 +17,7 @@ how many predictions were right, or None if that is not counted."""
 
 @dataclass(frozen=True)
 class Measured:
-    """What an optimiser step tells of this process's share of the batch, on the device.
+    """Measurements of an optimiser step on this process's share of the batch, on the device.
 
     Attributes:
         loss: Mean loss, a scalar.

@@ -21,7 +21,7 @@ from mobilenext.training.checkpoint import is_sealed, load_checkpoint, unpickled
 
 ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model",
            "model_state_dict")  # fmt: skip
-"""Where trainers keep weights in their checkpoints, averages first: timm's, torchvision's and
+"""Entries of checkpoints in which trainers keep weights, averages first: timm's, torchvision's and
 others' names; the first entry that has weights counts."""
 
 MOST_CLASSES = 1 << 20
@@ -124,11 +124,11 @@ def _are_numbers(values: Any) -> bool:
 
 
 class GivenWeights(NamedTuple):
-    """What `read_weights` returns."""
+    """Weights out of a file."""
 
     tensors: dict[str, torch.Tensor]
     entry: str
-    """Where in a trainer's checkpoint they stood, for instance `model_ema`; "": there is only one
+    """Their entry in a trainer's checkpoint, for instance `model_ema`; "": there is only one
     set of weights."""
 
 

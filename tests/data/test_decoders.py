@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from mobilenext.data import eval_transform, image_folder, native, pillow, train_
 from mobilenext.data.decoders import (
     NAMES,
     Decoder,
+    DecodeRequest,
     DeviceDecoder,
-    Order,
     Problems,
     jpeg_size,
     open_decoder,
@@ -67,33 +68,37 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.node.callspec.params["decoder"]
 
 
-def order_of(images: Images, chosen: np.ndarray, transform: Transform) -> Order:
+def request_for(
+    images: Images, transform: Transform, indices: np.ndarray | None = None
+) -> DecodeRequest:
+    """A request for these images, by default for all."""
+    if indices is None:
+        indices = np.arange(len(images))
     size = transform.image_size
-    return Order(
-        images, chosen, chosen, transform, 5, 0,
-        torch.zeros(len(chosen), size, size, 3, dtype=torch.uint8),
-        torch.full((len(chosen),), -1, dtype=torch.int64),
-    )  # fmt: skip
+    pixels = torch.zeros(len(indices), size, size, 3, dtype=torch.uint8)
+    return DecodeRequest(images, indices, indices, transform, 5, 0, pixels)
 
 
 def decoded(
-    decoder: Decoder, images: Images, transform: Transform, chosen: np.ndarray | None = None
-) -> tuple[Order, Problems]:
-    order = order_of(images, np.arange(len(images)) if chosen is None else chosen, transform)
-    return order, decoder.decode(order)
+    decoder: Decoder, images: Images, transform: Transform, indices: np.ndarray | None = None
+) -> tuple[DecodeRequest, Problems]:
+    request = request_for(images, transform, indices)
+    return request, decoder.decode(request)
 
 
-def by_pillow(images: Images, transform: Transform, chosen: np.ndarray | None = None) -> Order:
-    """Without any decoder."""
-    order = order_of(images, np.arange(len(images)) if chosen is None else chosen, transform)
-    for position, index in enumerate(order.chosen.tolist()):
-        image, order.labels[position] = images[index]
+def by_pillow(
+    images: Images, transform: Transform, indices: np.ndarray | None = None
+) -> DecodeRequest:
+    """The request filled without any decoder."""
+    request = request_for(images, transform, indices)
+    for position, index in enumerate(request.indices.tolist()):
+        image, _ = images[index]
         view = transform.views(np.array([image.size]), np.array([index]), 5, 0)[0]
-        order.pixels[position] = torch.from_numpy(np.array(transform.render(image, view)))
-    return order
+        request.pixels[position] = torch.from_numpy(np.array(transform.render(image, view)))
+    return request
 
 
-def far(one: Order, other: Order) -> float:
+def far(one: DecodeRequest, other: DecodeRequest) -> float:
     return (one.pixels.double() - other.pixels.double()).abs().mean().item()
 
 
@@ -110,7 +115,6 @@ def test_pixels_are_nearly_those_of_pillow(
     expected = by_pillow(images, transform)
     found, problems = decoded(decoder, images, transform)
     assert problems == {}
-    assert torch.equal(found.labels, expected.labels)
     assert far(found, expected) <= MOST[name][interpolation == "bicubic"]
 
 
@@ -123,11 +127,10 @@ def test_pixels_of_imagenet_are_nearly_those_of_pillow(
         pytest.skip(f"no imagenet_samples in {development_data}")
     images = FolderImages(root, sorted(folder.name for folder in root.iterdir() if folder.is_dir()))
     transform = TRANSFORMS[kind](224, interpolation="bilinear")
-    chosen = np.arange(0, len(images), 10)
-    expected = by_pillow(images, transform, chosen)
-    found, problems = decoded(decoder, images, transform, chosen)
+    indices = np.arange(0, len(images), 10)
+    expected = by_pillow(images, transform, indices)
+    found, problems = decoded(decoder, images, transform, indices)
     assert problems == {}
-    assert torch.equal(found.labels, expected.labels)
     assert far(found, expected) <= REAL[name][kind == "eval"]
 
 
@@ -158,7 +161,6 @@ def test_all_kinds_of_files_are_fine_in_one_batch(
     expected = by_pillow(images, transform)
     found, problems = decoded(decoder, images, transform)
     assert problems == {}
-    assert found.labels.tolist() == [0] * len(images)
     for position in range(len(images)):
         one = found.pixels[position].double() - expected.pixels[position].double()
         # A jumble of blocks, enlarged or not, shows each difference of half a pixel.
@@ -166,15 +168,36 @@ def test_all_kinds_of_files_are_fine_in_one_batch(
         assert one.abs().mean().item() <= most, images.name(position)
 
 
-def test_labels_and_pixels_are_those_of_the_chosen(decoder: Decoder, photo_folder: Path) -> None:
+def test_pixels_are_those_of_the_indices(decoder: Decoder, photo_folder: Path) -> None:
     images = image_folder(str(photo_folder)).train
     transform = eval_transform(32)
     whole, _ = decoded(decoder, images, transform)
-    chosen = np.array([20, 3, 3, 17, 0])
-    some, problems = decoded(decoder, images, transform, chosen)
+    indices = np.array([20, 3, 3, 17, 0])
+    some, problems = decoded(decoder, images, transform, indices)
     assert problems == {}
-    assert some.labels.tolist() == whole.labels[chosen].tolist() == [1, 0, 0, 1, 0]
-    assert torch.equal(some.pixels, whole.pixels[chosen])
+    assert torch.equal(some.pixels, whole.pixels[indices])
+
+
+def test_draws_are_those_of_the_draw_indices(decoder: Decoder) -> None:
+    """A substitute is cropped as the image whose place it takes would be."""
+    pixels = np.stack([np.asarray(photo().crop((0, 0, 60, 60)))] * 3)
+    images, transform = ArrayImages(pixels, [0, 1, 2]), train_transform(16)
+    whole, _ = decoded(decoder, images, transform)
+    request = request_for(images, transform, np.array([2]))
+    assert decoder.decode(replace(request, draw_indices=np.array([1]))) == {}
+    assert torch.equal(request.pixels[0], whole.pixels[1])
+    assert not torch.equal(whole.pixels[2], whole.pixels[1])
+
+
+def test_transforms_say_which_views_keep_their_context() -> None:
+    sizes, indices = np.array([[300, 200], [200, 300], [200, 200]]), np.arange(3)
+    for transform, expected in (
+        (train_transform(64), [False, False, False]),
+        (eval_transform(64), [True, True, True]),
+        (eval_transform(50, crop_ratio=1), [True, True, False]),
+    ):
+        views = transform.views(sizes, indices, 0, 0)
+        assert transform.keep_context(views).tolist() == expected
 
 
 def test_unreadable_images_are_named_by_position(
@@ -197,7 +220,6 @@ def test_unreadable_images_are_named_by_position(
         assert images.name(position) in message
         assert "replace or remove the file" in message
     kept = [index for index in range(24) if index not in bad]
-    assert found.labels[kept].tolist() == [0] * 7 + [1] * 12
     alone, _ = decoded(decoder, images, train_transform(32), np.array(kept))
     differences = found.pixels[kept].double() - alone.pixels.double()
     # A device decodes a batch at a time, and leaves one that has a damaged image to Pillow.
@@ -210,7 +232,6 @@ def test_pixels_in_memory_need_no_decoding(decoder: Decoder, name: str) -> None:
     transform = train_transform(24, interpolation="bilinear")
     found, problems = decoded(decoder, images, transform)
     assert problems == {}
-    assert found.labels.tolist() == [5, 4, 3, 2, 1, 0]
     assert far(found, by_pillow(images, transform)) <= (0.3 if name == "native" else 0)
 
 
@@ -274,6 +295,7 @@ def test_says_what_to_install(
 
 
 def test_refuses_unknown_names() -> None:
+    assert NAMES == ("auto", "native", "simplejpeg", "torchvision", "pillow", "nvjpeg")
     with pytest.raises(InputError, match=f"data.decoder=turbo: expected one of {', '.join(NAMES)}"):
         open_decoder("turbo", 1)
 

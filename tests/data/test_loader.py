@@ -141,6 +141,9 @@ class SomeBad:
             raise InputError(f"image {index} is bad")
         return self.images[index]
 
+    def targets(self, indices: np.ndarray) -> Tensor:
+        return self.images.targets(indices)
+
 
 BAD = set(range(0, 1437, 40))
 
@@ -160,6 +163,8 @@ def test_unreadable_images_give_their_places_to_others() -> None:
     assert batches.unreadable.keys() <= BAD
     assert len(batches.unreadable) > 0.9 * len(BAD)  # but for those in the part left out
     assert batches.unreadable[40] == "image 40 is bad"
+    for pixels, labels in whole:
+        assert len(pixels) == len(labels) == 96
     strict = list(loader().epoch(1))
     order = epoch_order(1437, 7, 1).tolist()
     for number, ((pixels, labels), (expected, expected_labels)) in enumerate(
@@ -177,6 +182,56 @@ def test_unreadable_images_give_their_places_to_others() -> None:
     assert_same(whole, joined)
     assert ranks[0].unreadable | ranks[1].unreadable | ranks[2].unreadable == batches.unreadable
     assert_same(whole[5:], list(lenient().epoch(1, first_batch=5)))
+
+
+class Numbered:
+    """Images whose grey value is their index, and their target ten times as much; some are bad."""
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
+        if index in self.bad:
+            raise InputError(f"image {index} is bad")
+        return PIL.Image.new("RGB", (8, 8), (index, index, index)), 10 * index
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        return torch.from_numpy(10 * indices)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_targets_are_those_of_the_images_that_are_used(evaluates: bool) -> None:
+    images = Numbered({2, 3, 5, 7, 11, 13, 17, 19})
+    if evaluates:
+        batches = eval_loader(images, eval_transform(8), batch_size=5, on_bad_image="skip")
+    else:
+        batches = train_loader(
+            images, train_transform(8), seed=0, global_batch_size=5, on_bad_image="skip"
+        )
+    seen = 0
+    for pixels, targets in batches.epoch(0):
+        assert targets.tolist() == [10 * one for one in pixels[:, 0, 0, 0].tolist()]
+        assert not {one // 10 for one in targets.tolist()} & images.bad
+        seen += len(targets)
+    assert seen == (12 if evaluates else 20)
+
+
+@pytest.mark.parametrize("images", [DIGITS.train, synthetic(20, 20, 4, 8).train])
+def test_an_unknown_decoder_is_refused_at_once(images: Images) -> None:
+    message = "data.decoder=turbo: expected one of auto, native"
+    with pytest.raises(InputError, match=message):
+        train_loader(images, train_transform(8), seed=0, global_batch_size=4, decoder="turbo")
+    with pytest.raises(InputError, match=message):
+        eval_loader(images, eval_transform(8), batch_size=4, decoder="turbo")
+
+
+def test_nvjpeg_leaves_no_pixels_for_randaugment() -> None:
+    transform = train_transform(24, **AUGMENT)
+    with pytest.raises(InputError, match="nvjpeg leaves no pixels on the host for "):
+        train_loader(DIGITS.train, transform, seed=0, global_batch_size=4, decoder="nvjpeg")
 
 
 def test_too_many_unreadable_images_stop_the_run() -> None:
@@ -241,7 +296,7 @@ def test_same_pixels_from_files_for_any_number_of_threads(photo_folder: Path, de
 def test_what_is_prefetched_is_what_is_asked_for() -> None:
     batches = loader(workers=1)
     batches.prefetch(4, 2)
-    batches.prefetch(5)  # another wish: the first one is given up
+    batches.prefetch(5)  # another request: the first one is given up
     batches.prefetch(5)
     assert_same(take(batches, 5, 3), take(loader(), 5, 3))
     batches.prefetch(6)
@@ -255,7 +310,7 @@ def test_only_a_few_batches_are_made_ahead() -> None:
     made = []
     make = batches.maker.__call__
 
-    def counted(epoch: int, indices: np.ndarray, pin_memory: bool) -> loading._Made:
+    def counted(epoch: int, indices: np.ndarray, pin_memory: bool) -> loading.MadeBatch:
         made.append(epoch)
         return make(epoch, indices, pin_memory)
 

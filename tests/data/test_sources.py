@@ -301,36 +301,6 @@ def test_a_folder_that_cannot_be_read_is_named(
         image_folder(str(photo_folder))
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["train-0.tar.gz", "val-0.tar.gz"], r"train-0\.tar\.gz is compressed.*: unpack it"),
-        (["train-0.tgz"], r"train-0\.tgz is compressed.*: unpack it"),
-        (["train.tar", "val.tar"], r"train\.tar is one tar: unpack it into class folders"),
-        (["train/0.tar"], r"train/0\.tar lies in a folder: shards of WebDataset have to be"),
-        (["train/part.parquet"], r"train/part\.parquet lies in a folder: it has to be data\.root"),
-        (["mine.parquet"], r"mine\.parquet has another name: the files of the splits have to be"),
-        (["imagenette2.zip"], r"imagenette2\.zip is an archive: unpack it"),
-        (["imagenette2/train/cat/0.jpg"], r"imagenette2/train lies one folder below: data\.root"),
-        (["ILSVRC2012_img_train.tar"], r"is ImageNet's official tar: use data=imagenet"),
-    ],
-)
-def test_layouts_that_are_nearly_right_are_named(
-    tmp_path: Path, names: list[str], message: str
-) -> None:
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    with pytest.raises(InputError, match=message):
-        image_folder(str(tmp_path))
-
-
-def test_other_archives_beside_class_folders_do_not_matter(photo_folder: Path) -> None:
-    (photo_folder / "train.tar").touch()
-    (photo_folder / "train-0.tar.gz").touch()
-    assert len(image_folder(str(photo_folder)).train) == 24
-
-
 def test_a_pipe_among_the_files_of_cifar10(tmp_path: Path) -> None:
     folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()

@@ -18,13 +18,15 @@ from timm.data.imagenet_info import ImageNetInfo
 
 import mobilenext.jobs.prepare_imagenet as job
 from mobilenext.data import image_folder, native, restart
+from mobilenext.data.layouts import Layout
 from mobilenext.data.pack import PackImages, PackWriter, open_pack
 from mobilenext.errors import InputError
 from mobilenext.jobs.prepare_imagenet import PrepareImagenetConfig
 from mobilenext.runtime.distributed import Process
 from tests.commands import REPO, environment
 from tests.conftest import Run
-from tests.data.test_archives import cache, folder, official  # noqa: F401
+from tests.data.conftest import cache, folder, official  # noqa: F401
+from tests.data.test_layouts import fill
 
 pytestmark = pytest.mark.skipif(
     not restart.available(), reason="the native decoder was not built with libjpeg-turbo"
@@ -457,7 +459,7 @@ def test_the_command_prints_names_that_are_not_utf8(
 def test_imagenet_of_parquet_files_by_words(tmp_path: Path) -> None:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-    from tests.data.test_archives import ONE_EACH, hub
+    from tests.data.archives import ONE_EACH, hub
 
     words = {split: list(_IMAGENET_CATEGORIES) for split in ("train", "validation")}
     root = hub(tmp_path / "hub", words, ONE_EACH)
@@ -465,3 +467,23 @@ def test_imagenet_of_parquet_files_by_words(tmp_path: Path) -> None:
         prepare(root, tmp_path / "pack", classes="imagenet", on_bad_image="keep")
     report = prepare(root, tmp_path / "pack", on_bad_image="keep")
     assert report["source"]["kind"] == "Parquet"
+
+
+@pytest.mark.parametrize(
+    ("layouts", "message"),
+    [
+        ([Layout.IMAGENET_TARS], "img_train.tar: expected ImageNet's official tar, found none"),
+        ([Layout.IMAGENET_TARS, Layout.WEBDATASET], "img_train.tar: expected ImageNet's official"),
+        ([Layout.IMAGENET_TARS, Layout.CLASS_FOLDERS], "val: expected a folder with one folder"),
+        ([Layout.WEBDATASET, Layout.CLASS_FOLDERS], "expected the end marker of a tar"),
+        ([Layout.PACK], r"source=.*: expected the folders train and val, or .* found none of them"),
+        ([], r"source=.*: expected the folders train and val, or .* found none of them"),
+    ],
+)
+def test_packs_are_made_of_class_folders_rather_than_of_tars_beside_them(
+    tmp_path: Path, layouts: list[Layout], message: str
+) -> None:
+    source = fill(tmp_path / "source", layouts)
+    source.mkdir(exist_ok=True)
+    with pytest.raises(InputError, match=message):
+        prepare(source, tmp_path / "pack", mode="copy")

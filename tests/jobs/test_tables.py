@@ -2,13 +2,19 @@
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from scipy import stats
 
+import mobilenext.jobs.tables as job
+from mobilenext.errors import InputError
 from mobilenext.jobs.tables import MARKED, counted, renew
+from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
     Group,
     Network,
@@ -17,14 +23,16 @@ from mobilenext.tables import (
     tables_of,
     to_markdown,
 )
-from mobilenext.tables.layout import COMPARISONS, LABELS
-from mobilenext.tables.results import authors_dropout
+from mobilenext.tables.labels import authors_dropout, labels
 from tests.commands import REPO
 from tests.results import fake_result, small_result, write_results
 from tests.test_configs import choices, composed
 
 NO_DROPOUT = {"thin_ends", "thin_ends_depthwise_stride", "extra_depthwise"}
 """Networks that have none in the authors' code."""
+
+
+CPU = Process(torch.device("cpu"))
 
 
 @cache
@@ -37,31 +45,42 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     done = run("scripts/tables.py", runs / "mobilenext" / f"{0:012x}", runs, "output=out")
     assert "| 74.00 |" in " ".join(done.stdout.split())
     assert "imagenette, 96 px, 8 epochs" in done.stdout
-    named = {name: len(models) for name, (_, models) in COMPARISONS.items()}
-    with_mobilenext = sum("mobilenext" in models for _, models in COMPARISONS.values())
+    named = {name: len(one.networks) for name, one in labels().comparisons.items()}
+    with_mobilenext = sum("mobilenext" in one.networks for one in labels().comparisons.values())
     assert done.stdout.count("not measured") == 9 + 3 + sum(named.values()) - with_mobilenext
     names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
     assert names == {"width_table", "identity_table", "networks", "complexity", *named}
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
 
 
-def test_the_measured_results_without_arguments(run, tmp_path: Path) -> None:
-    done = run("scripts/tables.py")
-    assert "imagenette, 96 px, 8 epochs" in done.stdout
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The job in this process and in a fresh folder, which counts each network once for all."""
+    known = {network.model: network for network in networks()}
+    monkeypatch.setattr(job, "counted", lambda model: known[model.name])
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: job.tables(composed(*overrides, job="tables"), CPU)
+
+
+def test_the_measured_results_without_arguments(
+    here: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here()
+    assert "imagenette, 96 px, 8 epochs" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_tables_in_a_file_are_renewed(run, tmp_path: Path) -> None:
+def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
-    run("scripts/tables.py", "update=[page.md]")
+    here("update=[page.md]")
     text = page.read_text()
     assert text.startswith("before\n<!-- table: width_table -->\n**Width multipliers, ImageNet")
     assert text.endswith("<!-- /table -->\nafter\n")
     assert "old" not in text
     page.write_text("<!-- table: nothing -->\n<!-- /table -->")
-    done = run("scripts/tables.py", "update=[page.md]", ok=False)
-    assert "error: there is no table nothing: expected one of width_table" in done.stderr
+    with pytest.raises(InputError, match="there is no table nothing: expected one of width_table"):
+        here("update=[page.md]")
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])
@@ -133,15 +152,14 @@ def test_no_results(run, tmp_path: Path) -> None:
 def test_every_network_is_counted_and_has_a_label() -> None:
     counted_models = {network.model for network in networks()}
     single = {Path(choice).name for choice in choices("model")} - {"timm", "torchvision"}
-    assert counted_models == single == set(LABELS)
-    assert {model for _, models in COMPARISONS.values() for model in models} <= set(LABELS)
+    assert counted_models == single == set(labels().labels)
 
 
 def test_comparisons_have_the_networks_of_their_experiments() -> None:
-    for name, (_, models) in COMPARISONS.items():
+    for name, comparison in labels().comparisons.items():
         text = (REPO / "configs" / "experiment" / f"{name}.yaml").read_text()
         listed = re.findall(r"model: (\S+)", text)[-1].split(",")
-        assert {Path(choice).name for choice in listed} == set(models), name
+        assert {Path(choice).name for choice in listed} == set(comparison.networks), name
 
 
 def test_the_authors_dropout_is_that_of_the_configs() -> None:

@@ -6,7 +6,7 @@ from torch.distributed import (
     HashStore,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from mobilenext.runtime.distributed import _meet
+from mobilenext.runtime.distributed import _rendezvous
 
 TIMEOUT = timedelta(seconds=10)
 
@@ -16,7 +16,7 @@ def start(store: HashStore, order: list[int]) -> list[str]:
     words: dict[int, str] = {}
 
     def process(rank: int) -> None:
-        words[rank] = _meet(store, rank, 3, TIMEOUT)
+        words[rank] = _rendezvous(store, rank, 3, TIMEOUT)
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in order]
     for thread in threads:
@@ -36,6 +36,6 @@ def test_a_restarted_job_meets_apart_from_the_one_before() -> None:
 
 def test_a_rank_0_that_does_not_come() -> None:
     store = HashStore()
-    store.set("mobilenext/word", "of a job that is dead")
+    store.set("mobilenext/nonce", "of a job that is dead")
     with pytest.raises(RuntimeError, match=r"Timed out waiting for rank 0 .* rank 2"):
-        _meet(store, 2, 3, timedelta(seconds=0.2))
+        _rendezvous(store, 2, 3, timedelta(seconds=0.2))

@@ -18,9 +18,16 @@ from mobilenext.sweeps.sweep import SweepJob
 from mobilenext.training.run_folder import RunFolder
 from tests.commands import command, environment
 from tests.compare import assert_same_run
+from tests.composed import MADE_UP, TINY
 from tests.conftest import in_terminal
 
-SMALL = ("width=0.35", "data.global_batch_size=96", "runtime.log_every=4")
+SMALL = (
+    *TINY,
+    *MADE_UP,
+    "data.source.train_images=160",
+    "data.global_batch_size=16",
+    "runtime.log_every=4",
+)
 OFTEN = ("checkpoint.every_steps=3", "checkpoint.max_share=1")
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -104,12 +111,12 @@ def test_options_that_can_not_be(run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_a_sweep_killed_and_run_again_ends_as_if_it_had_not_been(run, tmp_path: Path) -> None:
-    recipe = ("epochs=2", "seed=0,1", *OFTEN)
+    recipe = ("epochs=3", "seed=0,1", *OFTEN)
     whole = tmp_path / "whole"
     torn = tmp_path / "torn"
     for path in (whole, torn):
         path.mkdir()
-    run("train.py", *SMALL, "epochs=2", "seed=0", *OFTEN, cwd=whole)
+    run("train.py", *SMALL, "epochs=3", "seed=0", *OFTEN, cwd=whole)
     sweep = start(torn, *recipe)
     metrics = wait_for(torn, "runs/*/*/metrics.jsonl", '"step": 8')
     for pid in [*descendants(sweep.pid), sweep.pid]:
@@ -136,7 +143,7 @@ def test_a_sweep_killed_and_run_again_ends_as_if_it_had_not_been(run, tmp_path: 
 
 
 def test_a_signal_to_a_sweep_ends_its_job_with_a_checkpoint(tmp_path: Path) -> None:
-    sweep = start(tmp_path, "epochs=30", "seed=0,1")
+    sweep = start(tmp_path, "epochs=300", "seed=0,1")
     wait_for(tmp_path, "runs/*/*/metrics.jsonl", '"step": 8')
     sweep.send_signal(signal.SIGTERM)
     said = sweep.communicate(timeout=120)[0]
@@ -149,7 +156,7 @@ def test_a_signal_to_a_sweep_ends_its_job_with_a_checkpoint(tmp_path: Path) -> N
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux ends orphans so")
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_jobs_of_a_killed_launcher_save_and_end(tmp_path: Path, processes: int) -> None:
-    sweep = start(tmp_path, "epochs=60", "seed=0,1", f"hydra.launcher.processes={processes}")
+    sweep = start(tmp_path, "epochs=600", "seed=0,1", f"hydra.launcher.processes={processes}")
     wait_for(tmp_path, "runs/*/*/metrics.jsonl", '"step": 8')
     started = descendants(sweep.pid)
     sweep.kill()
@@ -198,7 +205,9 @@ def test_what_a_sweeper_gets(tmp_path: Path) -> None:
 
 
 def test_a_line_for_each_job_where_there_is_a_terminal(tmp_path: Path) -> None:
-    arguments = command("train.py", "-m", *SMALL, "epochs=3", "seed=0")
+    arguments = command(
+        "train.py", "-m", *SMALL, "epochs=10", "optimizer.lr=0.001", "seed=range(0,1)"
+    )
     shown, said = in_terminal(arguments, tmp_path, environment())
     for text in ("seed=0", "running", "finished", "images/s", "left"):
         assert text in shown

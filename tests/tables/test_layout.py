@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from mobilenext.errors import InputError
 from mobilenext.tables import (
     Network,
     Table,
@@ -15,7 +16,7 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
-from mobilenext.tables.layout import COMPARISONS
+from mobilenext.tables.labels import labels
 from tests.results import fake_result, small_result, write_results
 
 
@@ -265,9 +266,14 @@ def network(model: str, params: int = 1_000_000) -> Network:
 def test_a_comparison_without_a_run_needs_the_networks(tmp_path: Path) -> None:
     assert not [table for table in tables_of([]) if table.name.startswith("ablation")]
     found = {table.name: table for table in tables_of([], [network("mobilenext")])}
-    assert set(COMPARISONS) <= set(found)
+    assert set(labels().comparisons) <= set(found)
     (row,) = [row for row in found["ablation_design"].rows if row[0].startswith("MobileNeXt")]
     assert row[1:7] == ("3.4 [S]", "1.000", "300 [S]", "0.0", "74.02 [S]", "not measured")
+
+
+def test_a_network_without_a_label_is_named() -> None:
+    with pytest.raises(InputError, match=r"labels\.yaml: expected a label for the network newest"):
+        tables_of([], [network("mobilenext"), network("newest")])
 
 
 def test_a_run_stands_in_the_comparisons_of_its_network(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from mobilenext.config import TrainConfig
 from mobilenext.errors import InputError
 from mobilenext.tables import fraction, group_results, read_results
-from mobilenext.tables.results import AS_BEFORE
+from mobilenext.tables.results import ADDED_DEFAULTS
 from tests.results import fake_result, write_results
 
 
@@ -68,7 +68,7 @@ def test_entries_that_came_later_keep_results_comparable(tmp_path: Path) -> None
     assert group.seeds == [0, 1]
     assert group.first.of_the_paper
     added = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.metadata.get("added")}
-    assert added == AS_BEFORE
+    assert added == ADDED_DEFAULTS
 
 
 def test_runs_with_given_weights(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ import torch
 
 from tests.commands import REPO, command, environment, run_command
 from tests.compare import assert_same_run
+from tests.composed import TINY
 from tests.kill_at import PLACES, SEED, draw
-from tests.ranks import run_ranks
 
-RECIPE = ("width=0.35", "data.global_batch_size=288", "epochs=2", "ema_decay=0.8",
+RECIPE = (*TINY, "data.global_batch_size=288", "epochs=2", "ema_decay=0.8",
           "augment.mixup=0.2", "runtime.log_every=2")  # fmt: skip
 OFTEN = ("checkpoint.every_steps=2", "checkpoint.max_share=1")
 MOST_CALLS = {  # within a session of 8 steps that saves after every second one
@@ -109,7 +109,8 @@ def test_two_processes_killed_anywhere(run, tmp_path: Path, together: Path, part
 @pytest.fixture(scope="module")
 def toy_together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("toy")
-    run_ranks("tests/toy_loop.py", cwd=path, ranks=2)
+    done = run_command("tests/toy_loop.py", cwd=path, processes=2)
+    assert done.returncode == 0, done.stderr
     return only_folder(path)
 
 
@@ -188,7 +189,7 @@ def test_a_signal_ends_a_training(run, tmp_path: Path, alone: Path) -> None:
     assert_same_run(only_folder(tmp_path), alone)
 
 
-def test_torchrun_passes_a_signal_on(tmp_path: Path, toy_together: Path) -> None:
+def test_torchrun_passes_a_signal_on(run, tmp_path: Path, toy_together: Path) -> None:
     """To torchrun alone; both ranks save at the same step."""
     more = ("--shutdown-timeout=60", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1")
     toy = ("tests/toy_loop.py", "seconds=0.1", "every_steps=100")
@@ -202,7 +203,7 @@ def test_torchrun_passes_a_signal_on(tmp_path: Path, toy_together: Path) -> None
     assert (end["reason"], end["signal"]) == ("preempted", "SIGUSR1")
     last = torch.load(only_folder(tmp_path) / "last.pt", weights_only=True)
     assert last["step"] == end["step"]
-    run_ranks("tests/toy_loop.py", cwd=tmp_path, ranks=2)
+    run("tests/toy_loop.py", processes=2)
     assert_same_run(only_folder(tmp_path), toy_together)
 
 
@@ -258,7 +259,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
 def test_a_hung_rank_is_named(tmp_path: Path) -> None:
     toy = ("tests/toy_loop.py", "epochs=2000", "seconds=0.05", "timeout=0.1", "log_every=1")
     with started(tmp_path, *toy, processes=2, torchrun=("--shutdown-timeout=1",)) as process:
-        wait_for_step(tmp_path, 100, process)  # by then the watchdogs have met
+        wait_for_step(tmp_path, 40, process)  # by then the watchdogs have met
         ranks = {
             dict(
                 entry.split("=", 1)

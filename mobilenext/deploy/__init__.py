@@ -1,0 +1,1 @@
+"""What becomes of a network after training; sees no config."""
