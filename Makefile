@@ -2,9 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+QUICK := tests/test_architecture.py tests/test_docs.py tests/test_files.py tests/optim tests/runtime \
+  tests/tables tests/models/test_mobilenext.py tests/models/test_sandglass.py \
+  tests/models/test_weights.py tests/training/test_run.py tests/training/test_checkpoint.py \
+  tests/training/test_meter.py tests/training/test_monitor.py tests/data/test_loader.py \
+  tests/data/test_decoders.py tests/data/test_sources.py tests/data/test_transforms.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench tables clean
+.PHONY: help demo test test-quick test-slow lint format bench tables clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +34,10 @@ demo: $(VENV)/.installed ## install, then train MobileNeXt on scanned digits (ab
 	$(BIN)/python train.py
 
 test: $(VENV)/.installed-test ## install, then run the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder
+
+test-quick: $(VENV)/.installed-test ## the tests that start no process and train little (a minute)
+	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist loadfile $(QUICK)
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
