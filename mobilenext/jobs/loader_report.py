@@ -21,7 +21,7 @@ import PIL.Image
 import torch
 
 from mobilenext.assembly.data import device_augment, device_batches, mixing, training_loader
-from mobilenext.assembly.network import new_network, new_optimizer, new_update, train_mode
+from mobilenext.assembly.network import averages, new_network, new_optimizer, new_update, train_mode
 from mobilenext.config import TrainConfig
 from mobilenext.config.fields import check, path_field
 from mobilenext.config.targets import build
@@ -376,7 +376,9 @@ class _Step:
     def __init__(self, config: LoaderReportConfig, images: ImageData, process: Process) -> None:
         data, device, classes = config.data, process.device, len(images.classes)
         self.device, self.size = device, data.global_batch_size
-        network, _ = new_network(config, classes, process)
+        self.network, _ = new_network(config, classes, process)
+        network = self.network
+        self.average = averages(network, config)
         optimizer = new_optimizer(network, config)
         set_learning_rate(optimizer, 0.0)  # the same work; the loss of one batch stays finite
         precision = Precision(config.runtime.precision, device)
@@ -396,7 +398,7 @@ class _Step:
         self.warm = False
 
     def speed(self, seconds: float) -> _Speed:
-        """Of about so many seconds of steps.
+        """The speed of steps that take about this many seconds.
 
         Raises:
             InputError: The device's memory does not hold a batch.
@@ -423,6 +425,8 @@ class _Step:
             inputs, labels = self.to_device(*batch, self.augment.at(0, number))
             inputs, targets = self.mix(inputs, labels, 0, number)
             self.update((inputs, targets, labels), self.loss)
+            if self.average is not None:
+                self.average.update(self.network, number + 1)
         _wait_for(self.device)
         seconds = time.perf_counter() - started
         return _Speed(steps * self.size, seconds, time.process_time() - cpu_started)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import mobilenext.jobs.loader_report as job
 from mobilenext.config import TrainConfig, from_plain, to_plain
+from mobilenext.config.targets import build
 from mobilenext.data import restart
 from mobilenext.data.decoders import open_decoder
 from mobilenext.errors import InputError
@@ -37,6 +39,27 @@ def report(*overrides: str) -> dict[str, Any]:
     config = composed(*SMALL, *overrides, job="loader_report")
     config.runtime.precision = "fp32"
     return loader_report(config, CPU)
+
+
+def test_measures_the_step_that_trains() -> None:
+    """Frozen layers, rates of layers and averages included."""
+    overrides = ("data=digits", "init_from=w.pt", "freeze_backbone=true", "ema_decay=0.9")
+    config = composed(*SMALL, *overrides, "layer_decay=0.5", job="loader_report")
+    config.runtime.precision = "fp32"
+    step = job._Step(config, build(config.data.source), CPU)
+    parameters = dict(step.network.named_parameters())
+    trained = {name for name, value in parameters.items() if value.requires_grad}
+    assert trained == {"classifier.1.weight", "classifier.1.bias"}
+    features = step.network.get_submodule("features")
+    assert not any(module.training for module in features.modules())
+    assert all("lr_scale" in group for group in step.update.optimizer.param_groups)
+    assert step.average is not None
+    before = {name: value.clone() for name, value in step.average.module.state_dict().items()}
+    with torch.no_grad():
+        parameters["classifier.1.bias"].add_(1)
+    step._run(1)
+    after = step.average.module.state_dict()
+    assert not torch.equal(before["classifier.1.bias"], after["classifier.1.bias"])
 
 
 def test_measures_a_folder(run, photo_folder: Path, tmp_path: Path) -> None:

@@ -210,16 +210,18 @@ def test_another_job_finished_it_meanwhile(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "sessions.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("poisoned", [5, 6])
 def test_weights_that_are_not_finite_are_never_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
 ) -> None:
+    """Also where the step that spoils them is the one before a save: its own loss is finite."""
     calls, update = 0, Update.__call__
 
     def poison(self: Any, *others: Any) -> Any:
         nonlocal calls
         calls += 1
         measured = update(self, *others)
-        if calls == 5:
+        if calls == poisoned:
             with torch.no_grad():
                 self.network.linear.weight.fill_(float("nan"))
         return measured
