@@ -87,3 +87,13 @@ def test_other_archives_beside_class_folders_do_not_matter(photo_folder: Path) -
     (photo_folder / "train.tar").touch()
     (photo_folder / "train-0.tar.gz").touch()
     assert len(image_folder(str(photo_folder)).train) == 24
+
+
+def test_shards_come_before_class_folders(tmp_path: Path) -> None:
+    """Shards beside class folders are read, not the folders."""
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    assert layout_of(tmp_path) is Layout.CLASS_FOLDERS
+    for name, layout in (("train-0.parquet", Layout.PARQUET), ("train-0.tar", Layout.WEBDATASET)):
+        (tmp_path / name).touch()
+        assert layout_of(tmp_path) is layout
