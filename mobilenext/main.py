@@ -45,11 +45,9 @@ from mobilenext.sweeps.sweep import Sweep
 from mobilenext.training.run_folder import RunFolder
 
 PACKAGE = Path(__file__).resolve().parent
-CONFIG_DIR = next(
-    (place for place in (PACKAGE / "configs", PACKAGE.parent / "configs") if place.is_dir()),
-    PACKAGE / "configs",
-)
-"""The configs: those inside an installed package, or those of the checkout around it."""
+CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+"""The checkout around the package; None: it is installed, with the configs inside."""
+CONFIG_DIR = (CHECKOUT or PACKAGE) / "configs"
 
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: not done, try again."""
@@ -78,7 +76,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
         show(error)
         raise SystemExit(1) from None
     register(schema)
-    make_importable(PACKAGE.parent)
+    make_importable(CHECKOUT)
     script, started_as = sys.argv[0], program.started_as()
     failed_jobs = 0
 

@@ -6,9 +6,11 @@ PLACE is a key of `PLACES`; the process dies when it comes there for the COUNT-t
 of several only rank KILL_RANK (default 0) dies, and only in the first of torchrun's attempts.
 """
 
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,9 @@ from mobilenext.training.checkpoint import Checkpoints
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.step import Update
 from tests import toy_loop
+from tests.commands import REPO
 
+LOOPS = {"train": "train.py", "toy": "tests/toy_loop.py"}
 SEED = int(os.environ.get("MOBILENEXT_KILL_SEED", "0"))
 
 PLACES: dict[str, tuple[Any, str]] = {
@@ -52,6 +56,39 @@ def draw(places: list[str], number: int, most: dict[str, int]) -> list[tuple[str
     chosen = [places[i % len(places)] for i in range(number)]
     generator.shuffle(chosen)
     return [(place, generator.randint(1, most[place])) for place in chosen]
+
+
+def kill_again_and_again(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    path: Path,
+    points: list[tuple[str, int]],
+    loop: str,
+    *arguments: str,
+    processes: int = 1,
+) -> None:
+    """Sessions of a run that each die at a point, then one that is left alone.
+
+    Args:
+        run: The fixture, which runs commands in `path`.
+        path: The folder that gets the run's folder.
+        points: Places to die at, and how often each is to be reached first.
+        loop: Key of `LOOPS`.
+        *arguments: The loop's.
+        processes: Of each session; rank 0 dies.
+    """
+    shown = f"seed {SEED}, points {points}"
+    for place, count in points:
+        killed = ("tests/kill_at.py", place, count, loop, *arguments)
+        done = run(*killed, processes=processes, ok=False)
+        if processes == 1:
+            # 0: the run was finished before the place was reached so often
+            assert done.returncode in (-signal.SIGKILL, 0), f"{shown}: {done.stderr}"
+        assert f"{REPO}/mobilenext" not in done.stderr, f"{shown}: {done.stderr}"  # no traceback
+    done = run(LOOPS[loop], *arguments, processes=processes, ok=False)
+    assert done.returncode == 0, f"{shown}: {done.stderr}"
+    (sessions,) = path.glob("runs/*/*/sessions.jsonl")
+    rows = [json.loads(line) for line in sessions.read_text().splitlines()]
+    assert [row["reason"] for row in rows if row["event"] == "end"] == ["finished"], shown
 
 
 def dying(function: Callable[..., Any], count: int) -> Callable[..., Any]:

@@ -91,9 +91,17 @@ def test_the_demo_in_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     assert '"command": "mobilenext train epochs=1' in (folder / "result.json").read_text()
     again = run(environment, tmp_path, "python", "-m", "mobilenext", "train", *SMALL)
     assert "already finished" in again.stdout
-    where = "import mobilenext, timm; print(mobilenext.__file__, timm.create_model('mnext_s'))"
+    where = (
+        "import os, sys, mobilenext, timm;"
+        "print(mobilenext.__file__, timm.create_model('mnext_s'));"
+        "from mobilenext.jobs.summary import SummaryConfig, summary;"
+        "from mobilenext.main import launch; sys.argv = ['x', 'width=0.35'];"
+        "launch(summary, SummaryConfig, 'summary'); print(os.environ.get('PYTHONPATH'))"
+    )
     said = run(environment, tmp_path, "python", "-c", where).stdout
     assert str(environment.parent) in said, "the checkout was imported, not the wheel"
+    assert "1,913,976" in said
+    assert said.endswith("None\n"), "installed packages would come before the standard library"
 
 
 def test_what_the_command_says(

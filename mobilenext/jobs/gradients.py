@@ -260,7 +260,7 @@ class _Run:
 
 def _restored(run: str, config: GradientsConfig, images: ImageData, process: Process) -> _Run:
     """A trained network from a run folder or one of its files, as `evaluate` rebuilds it."""
-    given = Path(run).expanduser()
+    given = Path(run)
     path = given / config.weights if given.is_dir() else given
     if not path.is_file():
         raise InputError(

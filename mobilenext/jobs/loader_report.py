@@ -20,7 +20,13 @@ import numpy as np
 import PIL.Image
 import torch
 
-from mobilenext.assembly.data import device_augment, device_batches, mixing, training_loader
+from mobilenext.assembly.data import (
+    decoding_threads,
+    device_augment,
+    device_batches,
+    mixing,
+    training_loader,
+)
 from mobilenext.assembly.network import averages, new_network, new_optimizer, new_update, train_mode
 from mobilenext.config import TrainConfig
 from mobilenext.config.fields import check, path_field
@@ -143,8 +149,7 @@ def loader_report(config: LoaderReportConfig, process: Process) -> dict[str, Any
     images: ImageData = build(config.data.source)
     with closing(training_loader(config, images, process)) as loader:
         decoder = loader.decoder
-    workers = config.data.workers
-    threads = max(1, process.cpus if workers is None else workers)
+    threads = max(1, decoding_threads(config.data, process))
     result: dict[str, Any] = {
         "model": config.model.name,
         "width": config.width,
@@ -156,7 +161,7 @@ def loader_report(config: LoaderReportConfig, process: Process) -> dict[str, Any
         "precision": config.runtime.precision,
         "cores": process.cpus,
         "threads": threads,
-        "workers": workers,
+        "workers": config.data.workers,
         "seconds": config.seconds,
         "decoder": decoder,
         "decode": {},
@@ -376,8 +381,8 @@ class _Step:
     def __init__(self, config: LoaderReportConfig, images: ImageData, process: Process) -> None:
         data, device, classes = config.data, process.device, len(images.classes)
         self.device, self.size = device, data.global_batch_size
-        self.network, _ = new_network(config, classes, process)
-        network = self.network
+        network, _ = new_network(config, classes, process)
+        self.network = network
         self.average = averages(network, config)
         optimizer = new_optimizer(network, config)
         set_learning_rate(optimizer, 0.0)  # the same work; the loss of one batch stays finite

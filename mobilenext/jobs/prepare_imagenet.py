@@ -126,7 +126,7 @@ def prepare_imagenet(config: PrepareImagenetConfig, process: Process) -> dict[st
             disk is full, or the pack to be verified is corrupt.
     """
     process.require_alone("prepare_imagenet", ", it uses all cores")
-    output = Path(config.output).expanduser()
+    output = Path(config.output)
     workers = process.cpus if config.workers is None else config.workers
     if config.verify:
         return _verify(output, workers)
@@ -212,7 +212,7 @@ def _splits(data: ImageData) -> dict[str, EncodedClassImages]:
 def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
     """The source and what it is."""
     source = str(config.source)
-    base = Path(source).expanduser()
+    base = Path(source)
     if not base.is_dir():
         raise InputError(
             f"source={printable(source)}: expected a folder, found none there; fix the path"
@@ -286,7 +286,7 @@ def _described(config: PrepareImagenetConfig, kind: str, data: ImageData) -> dic
         "limit": config.limit,
         "source": {
             "kind": kind,
-            "path": str(Path(str(config.source)).expanduser().resolve()),
+            "path": str(Path(str(config.source)).resolve()),
             "images": counts,
             "listing": listing,
         },

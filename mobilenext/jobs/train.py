@@ -111,7 +111,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
                 ),
             )
         result = run.finish(
-            _entries(config, run, cost, precision, loaders.train.decoder),
+            _entries(config, run, cost, precision),
             _hyperparameters(config, precision),
             shown=("top1", "top5", "best_top1", "num_params", "madds"),
         )
@@ -137,7 +137,7 @@ def _start_lines(
 
 
 def _entries(
-    config: TrainConfig, run: Run, cost: Complexity, precision: Precision, decoder: str
+    config: TrainConfig, run: Run, cost: Complexity, precision: Precision
 ) -> dict[str, Any]:
     """What result.json says of network, data and settings."""
     begun_with = run.state.described.get("init_from")
@@ -152,7 +152,7 @@ def _entries(
         "epochs": config.epochs,
         "seed": config.seed,
         "precision": precision.name,
-        "decoder": decoder,
+        "decoder": run.loaders.train.decoder,
         **({"init_from": begun_with} if config.init_from is not None else {}),
         "config": to_plain(config),
     }

@@ -33,8 +33,15 @@ def in_submitit_task() -> bool:
     return "SUBMITIT_EXECUTOR" in os.environ
 
 
-def make_importable(checkout: Path) -> None:
-    """Have tasks find the project where it is not installed; they don't start from its scripts."""
+def make_importable(checkout: Path | None) -> None:
+    """Have tasks find the project where it is not installed; they don't start from its scripts.
+
+    Args:
+        checkout: The folder around the package; None: it is installed. (In PYTHONPATH, all
+            installed packages would come before the standard library.)
+    """
+    if checkout is None:
+        return
     there = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(checkout) not in there:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*there, str(checkout)]))

@@ -22,11 +22,12 @@ import torch
 from tests.commands import REPO, command, environment, run_command
 from tests.compare import assert_same_run
 from tests.composed import TINY
-from tests.kill_at import PLACES, SEED, draw
+from tests.kill_at import PLACES, draw, kill_again_and_again
 
 RECIPE = (*TINY, "data.global_batch_size=288", "epochs=2", "ema_decay=0.8",
           "augment.mixup=0.2", "runtime.log_every=2")  # fmt: skip
 OFTEN = ("checkpoint.every_steps=2", "checkpoint.max_share=1")
+TRAINING = ("train", *RECIPE, *OFTEN)
 MOST_CALLS = {  # within a session of 8 steps that saves after every second one
     "before a step": 8, "in evaluation": 8, "before a save": 5, "within the content": 5,
     "before the flush": 20, "before verifying": 5, "before a link": 8, "before a rename": 15,
@@ -63,22 +64,6 @@ def sessions(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def kill_again_and_again(run, path: Path, points: list[tuple[str, int]], processes: int) -> None:
-    """Sessions that each die at a point, then one that is left alone."""
-    told = f"seed {SEED}, points {points}"
-    for place, count in points:
-        killed = ("tests/kill_at.py", place, count, "train", *RECIPE, *OFTEN)
-        done = run(*killed, processes=processes, ok=False)
-        if processes == 1:
-            # 0: the run was finished before the place was reached so often
-            assert done.returncode in (-signal.SIGKILL, 0), f"{told}: {done.stderr}"
-        assert f"{REPO}/mobilenext" not in done.stderr, f"{told}: {done.stderr}"  # no traceback
-    done = run("train.py", *RECIPE, *OFTEN, processes=processes, ok=False)
-    assert done.returncode == 0, f"{told}: {done.stderr}"
-    ends = [row for row in sessions(path) if row["event"] == "end"]
-    assert [row["reason"] for row in ends] == ["finished"], told
-
-
 def test_every_place_to_die_is_drawn() -> None:
     assert MOST_CALLS.keys() == PLACES.keys()
     assert {place for place, _ in draw(list(PLACES), 20, MOST_CALLS)} == set(PLACES)
@@ -86,7 +71,7 @@ def test_every_place_to_die_is_drawn() -> None:
 
 def test_killed_within_training_evaluation_and_a_save(run, tmp_path: Path, alone: Path) -> None:
     places = ["before a step", "in evaluation", "within the content", "before a rename"]
-    kill_again_and_again(run, tmp_path, draw(places, 3, MOST_CALLS), 1)
+    kill_again_and_again(run, tmp_path, draw(places, 3, MOST_CALLS), *TRAINING)
     assert_same_run(only_folder(tmp_path), alone)
 
 
@@ -94,7 +79,7 @@ def test_killed_within_training_evaluation_and_a_save(run, tmp_path: Path, alone
 @pytest.mark.parametrize("part", range(4))
 def test_killed_anywhere(run, tmp_path: Path, alone: Path, part: int) -> None:
     points = draw(list(PLACES), 24, MOST_CALLS)[6 * part : 6 * (part + 1)]
-    kill_again_and_again(run, tmp_path, points, 1)
+    kill_again_and_again(run, tmp_path, points, *TRAINING)
     assert_same_run(only_folder(tmp_path), alone)
 
 
@@ -102,7 +87,7 @@ def test_killed_anywhere(run, tmp_path: Path, alone: Path, part: int) -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_two_processes_killed_anywhere(run, tmp_path: Path, together: Path, part: int) -> None:
     points = draw(list(PLACES), 24, MOST_CALLS)[6 * part : 6 * (part + 1)]
-    kill_again_and_again(run, tmp_path, points, 2)
+    kill_again_and_again(run, tmp_path, points, *TRAINING, processes=2)
     assert_same_run(only_folder(tmp_path), together)
 
 

@@ -20,10 +20,9 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.session import Session
 from mobilenext.training.step import Update
-from tests.commands import REPO, run_command
+from tests.commands import run_command
 from tests.compare import assert_same_run
-from tests.conftest import Run
-from tests.kill_at import PLACES, SEED, draw
+from tests.kill_at import PLACES, draw, kill_again_and_again
 from tests.toy_loop import STEPS, toy
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -60,25 +59,6 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kill_again_and_again(
-    run: Run, path: Path, points: list[tuple[str, int]], processes: int = 1
-) -> None:
-    """Sessions that each die at a point, then one that is left alone."""
-    told = f"seed {SEED}, points {points}"
-    for where, count in points:
-        done = run("tests/kill_at.py", where, count, "toy", processes=processes, ok=False)
-        if processes == 1:
-            # 0: the run was finished before the place was reached so often
-            assert done.returncode in (-signal.SIGKILL, 0), f"{told}: {done.stderr}"
-        assert f"{REPO}/mobilenext" not in done.stderr, f"{told}: {done.stderr}"  # no traceback
-    done = run("tests/toy_loop.py", processes=processes, ok=False)
-    assert done.returncode == 0, f"{told}: {done.stderr}"
-    ends = [row for row in sessions(path) if row["event"] == "end"]
-    reasons = {row["reason"] for row in ends} if processes > 1 else {ends[-1]["reason"]}
-    assert "finished" in reasons, told
-    assert processes > 1 or len(ends) == 1, told
-
-
 def test_every_place_to_die_is_drawn() -> None:
     assert MOST_CALLS.keys() == PLACES.keys()
     assert {where for where, _ in draw(list(PLACES), 20, MOST_CALLS)} == set(PLACES)
@@ -87,14 +67,14 @@ def test_every_place_to_die_is_drawn() -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_killed_anywhere(run, tmp_path: Path, alone: Path, part: int) -> None:
     points = draw(list(PLACES), 20, MOST_CALLS)[5 * part : 5 * (part + 1)]
-    kill_again_and_again(run, tmp_path, points)
+    kill_again_and_again(run, tmp_path, points, "toy")
     assert_same_run(place(tmp_path), place(alone))
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_two_processes_killed_anywhere(run, tmp_path: Path, together: Path, part: int) -> None:
     points = draw(list(PLACES), 10, MOST_CALLS)[5 * part : 5 * (part + 1)]
-    kill_again_and_again(run, tmp_path, points, processes=2)
+    kill_again_and_again(run, tmp_path, points, "toy", processes=2)
     assert_same_run(place(tmp_path), place(together))
 
 
