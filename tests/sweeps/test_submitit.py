@@ -43,6 +43,7 @@ SWEEP = (
 JOINED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_tasks_each_goes_on_after_a_failure(run, tmp_path: Path) -> None:
     launcher = "hydra/launcher=submitit_local"
     sweep = (*SWEEP, launcher, "epochs=1", "identity=1/2,2,1/6")

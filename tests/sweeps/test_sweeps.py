@@ -72,12 +72,15 @@ def descendants(pid: int) -> list[int]:
     return found + [one for child in found for one in descendants(child)]
 
 
-def test_jobs_of_two_processes(run, tmp_path: Path) -> None:
-    done = run("train.py", "-m", *SMALL, "epochs=1", "seed=0,1", "hydra.launcher.processes=2")
-    assert "sweep of 2 jobs: 2 finished" in done.stdout
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_jobs_of_two_processes(run, tmp_path: Path, jobs: int) -> None:
+    seeds = f"seed=range({jobs})"
+    done = run("train.py", "-m", *SMALL, "epochs=1", seeds, "hydra.launcher.processes=2")
+    assert f"sweep of {jobs} job" in done.stdout
+    assert f": {jobs} finished" in done.stdout
     found = results(tmp_path)
-    assert [result["hardware"]["processes"] for result in found] == [2, 2]
-    assert sorted(result["seed"] for result in found) == [0, 1]
+    assert [result["hardware"]["processes"] for result in found] == [2] * jobs
+    assert sorted(result["seed"] for result in found) == list(range(jobs))
     assert found[0]["command"].endswith("hydra.mode=RUN")
     (job_0, *_) = sorted((tmp_path / "runs/sweeps/logs").glob("*.log"))
     assert "on 2 x cpu" in job_0.read_text()

@@ -1,0 +1,612 @@
+"""Speed of a training step on one GPU, and what keeps it from being faster: prints ratios.
+
+    python benchmarks/gpu.py --images FOLDER [--timm TRAIN_PY] [--out FOLDER] [--seconds 460]
+    python benchmarks/gpu.py --part steps --batch 4 --size 64 --device cpu     one part, anywhere
+
+FOLDER has JPEGs in class folders; hard links repeat them to an epoch of 40,000. TRAIN_PY is the
+train.py of pytorch-image-models at the tag of the installed timm. Each part is a process of its
+own with a limit; parts that no longer fit into the time are named and left out. All figures are of
+this machine in this run: read the ratios.
+
+    ceilings   device copy (TB/s), a launch (us of the host), a kernel in a graph (us)
+    syncs      lines of a training step that wait for the device (there should be none)
+    steps      an optimiser step on a ready batch: ours now, one change after another, a bare loop
+    ours timm bare   end to end from the JPEGs: images/s of the second epoch, share of data wait
+    runs       three runs of train.py with runtime=exact, one of them ended and gone on: equal?
+    exact      two runs of a bare loop, and eager against graph, by the SHA-256 of the weights
+    compiled   torch.compile with wider fusions, and that in a graph; compiled_default without
+    colours    to_device and jitter
+    precision  fp32, tf32, bf16, fp16
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+REPO = Path(__file__).resolve().parents[1]
+
+PARTS = {  # seconds at most, in the order of what matters
+    "ceilings": 30, "syncs": 75, "steps": 150, "ours": 120, "timm": 150, "runs": 100, "exact": 80,
+    "compiled": 130, "colours": 60, "bare": 120, "compiled_default": 130, "precision": 80,
+}  # fmt: skip
+
+
+STEPS = int(os.environ.get("STEPS", "20"))
+
+
+# ---- measuring ----
+
+
+def wait(device: str) -> None:
+    """Until the device has done all."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(
+    step: Callable[[], Any], device: str, warm_up: int = 5, steps: int = STEPS
+) -> dict[str, Any]:
+    """Milliseconds of a step: of the device (median of events), of the host until it is free."""
+    for _ in range(warm_up):
+        step()
+    wait(device)
+    on_host = []
+    if device != "cuda":
+        for _ in range(steps):
+            begun = time.perf_counter()
+            step()
+            on_host.append(1e3 * (time.perf_counter() - begun))
+        return {"ms": statistics.median(on_host)}
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    marks[0].record()
+    for number in range(steps):
+        begun = time.perf_counter()
+        step()
+        on_host.append(1e3 * (time.perf_counter() - begun))
+        marks[number + 1].record()
+    wait(device)
+    spans = [one.elapsed_time(other) for one, other in pairwise(marks)]
+    return {"ms": statistics.median(spans), "host_ms": statistics.median(on_host)}
+
+
+def kernels(step: Callable[[], Any], device: str) -> dict[str, Any]:
+    """How many kernels a step has, and for how many milliseconds they keep the device busy."""
+    if device != "cuda":
+        return {}
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(3):
+            step()
+        wait(device)
+    ran = [event for event in seen.events() or () if event.device_type == DeviceType.CUDA]
+    return {"kernels": len(ran) // 3, "busy_ms": sum(e.device_time for e in ran) / 3e3}
+
+
+def row(name: str, step: Callable[[], Any], a: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """Measure a step and tell of it."""
+    found = {**timed(step, a.device), **kernels(step, a.device), **more}
+    found["images_per_second"] = 1e3 * a.batch / found["ms"]
+    tell({"row": name, "batch": a.batch, **found})
+    return found
+
+
+def tell(value: dict[str, Any]) -> None:
+    """Print a measurement for the process that started this part."""
+    print("@" + json.dumps(value), flush=True)
+
+
+# ---- the step ----
+
+
+def made(a: argparse.Namespace, *overrides: str) -> dict[str, Any]:
+    """Config, network, optimiser and a ready batch, made by what training uses."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from mobilenext.assembly.network import new_network, new_optimizer, new_update, train_mode
+    from mobilenext.config import TrainConfig, register, typed
+    from mobilenext.main import CONFIG_DIR
+    from mobilenext.metrics.classification import SmoothedCrossEntropy
+    from mobilenext.optim import weight_decay_groups
+    from mobilenext.runtime.distributed import Process
+    from mobilenext.runtime.precision import Precision
+    from mobilenext.runtime.torch_settings import configure_torch
+
+    register(TrainConfig)
+    GlobalHydra.instance().clear()
+    fixed = ["data=imagefolder", "strides=[2,2,2,2,2]", f"data.image_size={a.size}",
+             f"data.global_batch_size={a.batch}", f"runtime.device={a.device}",
+             "epochs=20"]  # fmt: skip
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = typed(compose("train", [*fixed, *overrides]))
+    configure_torch(None, config.runtime.deterministic)
+    process = Process(torch.device(a.device, 0) if a.device == "cuda" else torch.device("cpu"))
+    network, _ = new_network(config, 1000, process)
+    train_mode(network, frozen_backbone=False)
+    random = torch.Generator().manual_seed(0)
+    shape = (a.batch, a.size, a.size, 3)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+    labels = torch.randint(0, 1000, (a.batch,), generator=random)
+    pinned = a.device == "cuda"
+    images = pixels.to(process.device).permute(0, 3, 1, 2).float().div_(58).sub_(2)
+    optimizer, precision = (
+        new_optimizer(network, config),
+        Precision(config.runtime.precision, process.device),
+    )
+    return {
+        "config": config, "network": network, "process": process, "optimizer": optimizer,
+        "groups": weight_decay_groups(network, config.optimizer["weight_decay"], False),
+        "precision": precision,
+        "update": new_update(network, optimizer, precision, config, process),
+        "loss": SmoothedCrossEntropy(config.label_smoothing),
+        "pixels": pixels.pin_memory() if pinned else pixels,
+        "labels": labels.pin_memory() if pinned else labels,
+        "images": images, "targets": labels.to(process.device),
+    }  # fmt: skip
+
+
+def our_step(m: dict[str, Any]) -> Callable[[], Any]:
+    """What training does between a batch on the device and the next."""
+    from mobilenext.seeding import seed_devices
+
+    count = 0
+
+    def step() -> Any:
+        nonlocal count
+        count += 1
+        seed_devices("step", 0, count, 0)
+        return m["update"]((m["images"], m["targets"], m["targets"]), m["loss"])
+
+    return step
+
+
+def bare_step(
+    m: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer
+) -> Callable[[], Any]:
+    """The least that trains: nothing is counted, checked or seeded."""
+    smoothing = m["config"].label_smoothing
+
+    def step() -> Any:
+        with m["precision"].autocast():
+            logits = network(m["images"]).float()
+            loss = F.cross_entropy(logits, m["targets"], label_smoothing=smoothing)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def fused(m: dict[str, Any]) -> torch.optim.Optimizer:
+    """SGD in one kernel, with the rate on the device as graphs need it."""
+    rate = torch.tensor(0.1, device=m["process"].device)
+    return torch.optim.SGD(m["groups"], lr=rate, momentum=0.9, nesterov=True, fused=True)
+
+
+def out_of_place(network: nn.Module) -> None:
+    """In place, ReLU6 keeps a copy of its input in training (pytorch#95432)."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = False
+
+
+def uncounted(network: nn.Module) -> None:
+    """Norms with a fixed momentum count their batches for nobody, a kernel each."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = None
+
+
+def graphed(step: Callable[[], Any]) -> Callable[[], Any]:
+    """The step as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+# ---- parts ----
+
+
+def ceilings(a: argparse.Namespace) -> None:
+    """What the device and its launches do at best."""
+    if a.device != "cuda":
+        return
+    big, small = torch.empty(2**31, dtype=torch.uint8, device="cuda"), torch.zeros(1, device="cuda")
+    other = torch.empty_like(big)
+    copy = timed(lambda: other.copy_(big), "cuda")["ms"]
+    many = 2000
+
+    def launches() -> None:
+        for _ in range(many):
+            small.add_(1)
+
+    eager = timed(launches, "cuda", 2, 5)
+    replay = timed(graphed(launches), "cuda", 2, 5)
+    tell({"row": "ceilings", "copy_TB_s": 2 * big.numel() / copy / 1e9,
+          "launch_us": 1e3 * eager["host_ms"] / many, "graph_kernel_us": 1e3 * replay["ms"] / many,
+          "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+          "cudnn": torch.backends.cudnn.version(), "cores": os.cpu_count()})  # fmt: skip
+
+
+def syncs(a: argparse.Namespace) -> None:
+    """Lines of a step, augmentation and mixing included, that wait for the device."""
+    from mobilenext.data import Augment, DeviceBatches, Mixing
+
+    m = made(a, "augment=mobilenext")
+    device = m["process"].device
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, device)
+    augment = Augment((0.4, 0.4, 0.4, 0.1), 0.25, 0, a.batch)
+    mixing, step = Mixing(0.2, 1.0, 1000, 0), our_step(m)
+
+    def all_of_it() -> None:
+        images, labels = to_device(m["pixels"], m["labels"], augment.at(0, 0))
+        mixing(images, labels, 0, 0)
+        step()
+
+    all_of_it()
+    wait(a.device)
+    if a.device == "cuda":
+        torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        all_of_it()
+    if a.device == "cuda":
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    lines = sorted({f"{Path(warning.filename).name}:{warning.lineno}" for warning in waits})
+    tell({"row": "waits for the device", "count": len(lines), "lines": lines})
+
+
+def steps(a: argparse.Namespace) -> None:
+    """Our step against a bare one, one change after the other, and small batches."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    m = made(a)
+    network, step = m["network"], our_step(m)
+    now = row("ours now", step, a)["ms"]
+    ema, number = ModelEmaV3(network, 0.9999), [1]
+
+    def with_ema() -> None:
+        step()
+        number[0] += 1
+        ema.update(network, number[0])
+
+    row("ours now + EMA", with_ema, a, to_now=now)
+    theirs, mine = list(ema.module.state_dict().values()), list(network.state_dict().values())
+    averages = [value for value in theirs if value.is_floating_point()]
+    values = [value for value in mine if value.is_floating_point()]
+
+    lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+
+    def with_listed_ema() -> None:
+        step()
+        with torch.no_grad():
+            lerp(averages, values, weight=1e-4)
+
+    row("ours now + EMA, lists kept", with_listed_ema, a)
+    row("bare loop", bare_step(m, network, m["optimizer"]), a)
+    out_of_place(network)
+    row("bare, ReLU6 out of place", bare_step(m, network, m["optimizer"]), a)
+    uncounted(network)
+    row("bare, norms do not count", bare_step(m, network, m["optimizer"]), a)
+    if a.device == "cuda":
+        least = bare_step(m, network, fused(m))
+        row("bare, fused SGD", least, a)
+        row("bare in a CUDA graph", graphed(least), a)
+        for small in (64, 8):
+            a.batch = small
+            m = made(a)
+            row("ours now", our_step(m), a)
+            out_of_place(m["network"])
+            uncounted(m["network"])
+            row("bare in a CUDA graph", graphed(bare_step(m, m["network"], fused(m))), a)
+
+
+WIDE = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}
+"""Inductor's defaults have the backward pass of norm and ReLU6 write float32 in between: 270 MB an
+image instead of 190 by its own count."""
+
+
+def compiled(a: argparse.Namespace, options: dict[str, Any] | None = WIDE) -> None:
+    """The bare step of a compiled network."""
+    m = made(a)
+    uncounted(m["network"])
+    begun = time.perf_counter()
+    network: Any = torch.compile(m["network"], options=options)
+    step = bare_step(m, network, fused(m) if a.device == "cuda" else m["optimizer"])
+    step()
+    wait(a.device)
+    name = "compiled" if options is None else "compiled, wide fusions"
+    row(name, step, a, compile_seconds=time.perf_counter() - begun)
+    if a.device == "cuda":
+        row(f"{name}, in a CUDA graph", graphed(step), a)
+
+
+def compiled_default(a: argparse.Namespace) -> None:
+    """The same with Inductor's defaults."""
+    compiled(a, None)
+
+
+def precision(a: argparse.Namespace) -> None:
+    """Our step in each precision."""
+    for name in ("bf16", "fp16", "tf32", "fp32"):
+        m = made(a, f"runtime.precision={name}")
+        row(f"ours now, {name}", our_step(m), a)
+        del m
+
+
+def colours(a: argparse.Namespace) -> None:
+    """What happens to a batch before the network sees it."""
+    from mobilenext.data import Augment, DeviceBatches
+
+    m = made(a)
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, m["process"].device)
+    pixels, labels = (m[key].to(m["process"].device) for key in ("pixels", "labels"))
+    cases = {"none": ((0, 0, 0, 0), 0.0), "jitter": ((0.4, 0.4, 0.4, 0), 0.0),
+             "jitter, hue, erasing": ((0.4, 0.4, 0.4, 0.1), 0.25)}  # fmt: skip
+    for name, (strength, erasing) in cases.items():
+        augment = Augment(strength, erasing, 0, a.batch)
+        row(f"to_device, {name}", lambda augment=augment: to_device(pixels, labels, augment), a)
+
+
+def repeated(images: Path, place: Path, count: int) -> Path:
+    """Class folders under train/ and val/ with hard links to the images, as often as needed."""
+    files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    times = -(-count // len(files))
+    for split, repeats in (("train", times), ("val", 1)):
+        for file in files:
+            folder = place / split / file.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(repeats):
+                copy = folder / f"{file.stem}_{number}{file.suffix}"
+                try:
+                    os.link(file, copy)
+                except OSError:  # another file system
+                    copy.symlink_to(file.resolve())
+    return place
+
+
+def ours(a: argparse.Namespace) -> None:
+    """End to end with our train.py."""
+    with tempfile.TemporaryDirectory() as work:
+        data = repeated(a.images, Path(work) / "data", a.count)
+        command = [sys.executable, str(REPO / "train.py"), "data=imagefolder",
+                   f"data.root={data}", f"data.image_size={a.size}", "epochs=2",
+                   f"data.global_batch_size={a.batch}", "strides=[2,2,2,2,2]",
+                   "augment=mobilenext", "schedule=constant", f"output_dir={work}/runs",
+                   f"runtime.device={a.device}", "runtime.log_every=20", *a.more]  # fmt: skip
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        metrics = next(Path(work, "runs").glob("*/*/metrics.jsonl")).read_text().splitlines()
+        epoch = [json.loads(line) for line in metrics if '"kind": "epoch"' in line][-1]
+        result = json.loads(next(Path(work, "runs").glob("*/*/result.json")).read_text())
+        tell({"row": "end to end, ours", "decoder": result["decoder"], "batch": a.batch,
+              **{key: epoch[key] for key in ("images_per_second", "data_wait_share")}})  # fmt: skip
+
+
+def timm(a: argparse.Namespace) -> None:
+    """End to end with timm's train.py."""
+    with tempfile.TemporaryDirectory() as work:
+        data = repeated(a.images, Path(work) / "data", a.count)
+        classes = len(list((data / "train").iterdir()))
+        arguments = [str(a.timm), str(data), "--model", "mobilenext_100",
+                     "--num-classes", str(classes), "--img-size", str(a.size), "-b", str(a.batch),
+                     "--amp", "--amp-dtype", "bfloat16", "--channels-last", "--pin-mem",
+                     "-j", str(os.cpu_count()), "--device", a.device, "--epochs", "2",
+                     "--opt", "nesterov", "--lr", "0.1", "--sched", "cosine",
+                     "--warmup-epochs", "0", "--smoothing", "0.1", "--log-interval", "20",
+                     "--output", work]  # fmt: skip
+        program = ("import runpy, sys, mobilenext; sys.argv = sys.argv[1:]; "
+                   "runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
+        paths = os.pathsep.join([str(REPO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        done = subprocess.run([sys.executable, "-c", program, *arguments], text=True,
+                              capture_output=True, env={**os.environ,
+                              "PYTHONPATH": paths})  # fmt: skip
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "Train: 1 " in line]
+        if not lines:
+            raise SystemExit((done.stdout + done.stderr)[-3000:])
+        rate = re.search(r"s, +([\d.]+)/s\)", lines[-1])
+        data_time = re.search(r"Data: [\d.]+ \(([\d.]+)\)", lines[-1])
+        step_time = re.search(r"\(([\d.]+)s,", lines[-1])
+        if not (rate and data_time and step_time):
+            raise SystemExit(f"no rate in {lines[-1]!r}")
+        tell({"row": "end to end, timm", "images_per_second": float(rate[1]), "batch": a.batch,
+              "data_wait_share": float(data_time[1]) / float(step_time[1])})  # fmt: skip
+
+
+def bare(a: argparse.Namespace) -> None:
+    """End to end with DataLoader, torchvision's uint8 transforms and the bare step."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    m = made(a)
+    with tempfile.TemporaryDirectory() as work:
+        data = repeated(a.images, Path(work) / "data", a.count)
+        shape = [v2.RandomResizedCrop(a.size, antialias=True), v2.RandomHorizontalFlip()]
+        pipeline = v2.Compose([v2.PILToTensor(), *shape])
+        loader = DataLoader(ImageFolder(str(data / "train"), pipeline), a.batch, shuffle=True,
+                            drop_last=True, num_workers=os.cpu_count() or 1,
+                            pin_memory=a.device == "cuda", persistent_workers=True)  # fmt: skip
+        step = bare_step(m, m["network"], m["optimizer"])
+        begun, count, waited = 0.0, 0, 0.0
+        for _ in range(2):
+            wait(a.device)
+            begun, count, waited, asked = time.perf_counter(), 0, 0.0, time.perf_counter()
+            for pixels, labels in loader:
+                waited += time.perf_counter() - asked
+                device = m["process"].device
+                m["images"] = pixels.to(device, non_blocking=True).float().div_(58).sub_(2)
+                m["images"] = m["images"].contiguous(memory_format=torch.channels_last)
+                m["targets"] = labels.to(device, non_blocking=True)
+                step()
+                count += len(labels)
+                asked = time.perf_counter()
+            wait(a.device)
+        seconds = time.perf_counter() - begun
+        tell({"row": "end to end, torchvision and a bare loop", "batch": a.batch,
+              "images_per_second": count / seconds,
+              "data_wait_share": waited / seconds})  # fmt: skip
+
+
+def exact(a: argparse.Namespace) -> None:
+    """Equal bits, by the SHA-256 of a bare loop's weights."""
+
+    def digest(network: nn.Module) -> str:
+        total = hashlib.sha256()
+        for value in network.state_dict().values():
+            total.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    for mode in ("runtime=exact", "runtime=auto"):
+        found = []
+        for graph in (False, False, True):
+            if graph and a.device != "cuda":
+                continue
+            m = made(a, mode)
+            uncounted(m["network"])
+            step = bare_step(m, m["network"], fused(m) if a.device == "cuda" else m["optimizer"])
+            if graph:  # three steps of warm-up; recording computes nothing
+                step, count = graphed(step), 4
+            else:
+                count = 7
+            for _ in range(count):
+                step()
+            wait(a.device)
+            found.append(digest(m["network"]))
+        tell({"row": f"equal bits, {mode}", "two_runs": found[0] == found[1],
+              "graph_and_eager": found[2] == found[0] if len(found) > 2 else None})  # fmt: skip
+
+
+def runs(a: argparse.Namespace) -> None:
+    """Digits three times at once, one of them told to stop twice: the same weights?"""
+    settings = ["runtime=exact", "width=0.35", "epochs=8", "ema_decay=0.99", "augment.mixup=0.2",
+                f"runtime.device={a.device}"]  # fmt: skip
+    with tempfile.TemporaryDirectory() as work:
+
+        def started(name: str) -> subprocess.Popen[bytes]:
+            place = f"output_dir={work}/{name}"
+            command = [sys.executable, str(REPO / "train.py"), *settings, place]
+            return subprocess.Popen(command, stdout=sys.stderr)
+
+        def epochs(name: str) -> int:
+            files = Path(work, name).glob("*/*/metrics.jsonl")
+            return sum(file.read_text().count('"kind": "epoch"') for file in files)
+
+        whole, stops = [started("first"), started("second")], 0
+        for epoch in (2, 5):
+            stopped = started("stopped")
+            while stopped.poll() is None and epochs("stopped") < epoch:
+                time.sleep(0.05)
+            if stopped.poll() is None:
+                stopped.terminate()
+            stops += stopped.wait() != 0
+        for process in (*whole, started("stopped")):
+            process.wait()
+        digests, steps = [], 0
+        for name in ("first", "second", "stopped"):
+            state = torch.load(next(Path(work, name).glob("*/*/last.pt")), weights_only=True)
+            total = hashlib.sha256()
+            for part in ("network", "ema"):
+                for value in state[part].values():
+                    total.update(value.cpu().contiguous().numpy().tobytes())
+            digests.append(total.hexdigest()[:16])
+            steps = state["step"]
+        tell({"row": "equal bits, train.py", "two_runs": digests[0] == digests[1],
+              "stopped_and_whole": digests[0] == digests[2], "stops": stops,
+              "steps": steps})  # fmt: skip
+
+
+# ---- all of it ----
+
+
+def main() -> None:
+    """All parts, or one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", choices=list(PARTS))
+    parser.add_argument("--only", default="")
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--timm", type=Path)
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"))
+    parser.add_argument("--seconds", type=float, default=460)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--count", type=int, default=40_000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("more", nargs="*", help="overrides of train.py")
+    a = parser.parse_args()
+    if a.part:
+        globals()[a.part](a)
+        return
+    begun, rows = time.monotonic(), []
+    for part, limit in PARTS.items():
+        if a.only and part not in a.only.split(","):
+            continue
+        left = a.seconds - (time.monotonic() - begun)
+        needs = {"ours": a.images, "bare": a.images, "timm": a.images and a.timm}.get(part, True)
+        if left < 0.6 * limit or not needs:
+            print(f"left out: {part} ({f'{left:.0f} s left' if needs else 'no data'})")
+            continue
+        started = time.monotonic()
+        command = [sys.executable, __file__, "--part", part, *sys.argv[1:]]
+        log = None if a.out is None else Path(a.out) / f"{part}.log"
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(log.open("w")) if log else None
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            try:
+                text, _ = process.communicate(timeout=min(left, limit))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                text, _ = process.communicate()
+                print(f"cut off: {part}")
+        rows += [json.loads(line[1:]) for line in text.splitlines() if line.startswith("@")]
+        print(f"{part}: {time.monotonic() - started:.0f} s, code {process.returncode}", flush=True)
+    if a.out is not None:
+        (Path(a.out) / "gpu.json").write_text(json.dumps(rows, indent=1))
+    table(rows)
+
+
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print rows for people."""
+    base = {r["batch"]: r["ms"] for r in rows if r["row"] == "ours now"}
+    for r in rows:
+        if "ms" not in r:
+            figures = {k: round(v, 3) if isinstance(v, float) else v for k, v in r.items()}
+            print(f"{figures.pop('row')}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
+            continue
+        ratio = base[r["batch"]] / r["ms"] if r["batch"] in base else float("nan")
+        print(
+            f"{r['row']:34s} batch {r['batch']:4d}  {r['ms']:8.2f} ms  "
+            f"{r['images_per_second']:9,.0f} img/s  x{ratio:5.2f}  "
+            f"host {r.get('host_ms', 0):6.2f} ms  kernels {r.get('kernels', 0):5d}  "
+            f"busy {r.get('busy_ms', 0):7.2f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()
