@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# pip's progress bars, where there is somebody to see them.
+QUIET := $(shell test -t 2 || echo --quiet)
 QUICK := tests/test_architecture.py tests/test_docs.py tests/test_files.py tests/optim tests/runtime \
   tests/tables tests/models/test_mobilenext.py tests/models/test_sandglass.py \
   tests/models/test_weights.py tests/training/test_run.py tests/training/test_checkpoint.py \
@@ -19,15 +21,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml setup.py $(wildcard native/*)
-	$(BIN)/pip install --quiet -e .
+	@echo "installing into $(VENV): some minutes; on Linux PyTorch's CUDA build is 3 GB to download and 6 GB on disk (README.md: CPU only)"
+	$(BIN)/pip install $(QUIET) -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e '.[test]'
+	$(BIN)/pip install $(QUIET) -e '.[test]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(BIN)/pip install $(QUIET) -e '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.installed ## install, then train MobileNeXt on scanned digits (about two minutes)

@@ -3,8 +3,7 @@
 `python train.py --help` lists the choices, README.md the ways of use.
 """
 
-from mobilenext.jobs.train import TrainConfig, train
-from mobilenext.main import launch
+from mobilenext.start import start
 
 if __name__ == "__main__":
-    launch(train, TrainConfig, "train")
+    start("train")

@@ -1,27 +1,12 @@
 """The commands from anywhere: `mobilenext train width=0.5`, or `python -m mobilenext train ...`."""
 
 import ast
-import importlib
-import pkgutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import mobilenext.jobs
 from mobilenext import program
-from mobilenext.main import Job, launch
-
-
-def job_names() -> list[str]:
-    """Names of all jobs: those of the modules in `mobilenext.jobs`."""
-    return sorted(module.name for module in pkgutil.iter_modules(mobilenext.jobs.__path__))
-
-
-def find_job(name: str) -> tuple[Job, type]:
-    """A job's function and its config's dataclass: `train` and `TrainConfig`, for instance."""
-    module: Any = importlib.import_module(f"mobilenext.jobs.{name}")
-    schema = "".join(word.capitalize() for word in name.split("_")) + "Config"
-    return getattr(module, name), getattr(module, schema)
+from mobilenext.start import job_names, start
 
 
 def usage() -> str:
@@ -46,7 +31,7 @@ def main() -> None:
         raise SystemExit(1)
     program.start_as(name)
     sys.argv = [sys.argv[0], *sys.argv[2:]]
-    launch(*find_job(name), name)
+    start(name)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext import program
 from mobilenext.config import HasRun, RuntimeConfig, is_text, register, typed
-from mobilenext.errors import InputError, Preempted, UserError
+from mobilenext.errors import InputError, Preempted, UserError, first_line
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import (
     Process,
@@ -31,6 +31,7 @@ from mobilenext.runtime.distributed import (
     launched_by_torchrun,
     process_group,
 )
+from mobilenext.runtime.memory import is_out_of_memory, keep_freed_memory
 from mobilenext.runtime.precision import resolve_precision
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.runtime.torch_settings import configure_torch
@@ -270,8 +271,19 @@ def _run(job: Job, script: str, started_as: str | None, composed: DictConfig) ->
     with process_group(runtime.device, runtime.timeout_minutes) as process:
         # Resolved before the run folder is named, since it decides the result.
         runtime.precision = resolve_precision(runtime.precision, process.device)
+        if process.device.type == "cpu":
+            keep_freed_memory()
         with requeued_if_preempted(process):
-            return job(config, process)
+            try:
+                return job(config, process)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise InputError(
+                    f"out of memory on {process.device}: {first_line(error)}. In training lower "
+                    "data.global_batch_size, or set runtime.micro_batch to a part of it (gradients "
+                    "are accumulated); in evaluation lower data.eval_batch_size"
+                ) from error
 
 
 def show(error: UserError) -> None:

@@ -4,7 +4,9 @@
 `python -m mobilenext train` anywhere. A leaf that every room may import.
 """
 
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,15 +36,50 @@ def command(job: str | None = None) -> str:
         job: Its job's name; None: this program.
     """
     if _job is not None:
-        program = "mobilenext" if Path(sys.argv[0]).stem == "mobilenext" else "python -m mobilenext"
-        return f"{program} {job or _job}"
+        if _is_installed_command():
+            return f"{_typed('mobilenext', Path(sys.argv[0]))} {job or _job}"
+        return f"{python()} -m mobilenext {job or _job}"
     if job is None:
-        return f"python {Path(sys.argv[0]).name}"
-    return "python train.py" if job == "train" else f"python scripts/{job}.py"
+        return f"{python()} {Path(sys.argv[0]).name}"
+    return f"{python()} {_script(job)}"
+
+
+def _script(job: str) -> str:
+    """The script of another job as it is typed here: beside the one that was started."""
+    name = "train.py" if job == "train" else f"scripts/{job}.py"
+    started = Path(sys.argv[0]).absolute()
+    checkout = started.parent.parent if started.parent.name == "scripts" else started.parent
+    path = checkout / name
+    if not path.exists() or checkout == Path.cwd():
+        return name
+    return shlex.quote(str(path))
+
+
+def _is_installed_command() -> bool:
+    return Path(sys.argv[0]).stem == "mobilenext"
+
+
+def python() -> str:
+    """This Python as it is typed here: a path where `python` is another one or none."""
+    return _typed("python", Path(sys.executable))
+
+
+def beside_python(name: str) -> str:
+    """A command that is installed with this Python, as it is typed here."""
+    return _typed(name, Path(sys.executable).with_name(name))
+
+
+def _typed(name: str, path: Path) -> str:
+    found = shutil.which(name)
+    if found is not None and os.path.abspath(found) == os.path.abspath(path):
+        return name
+    relative = os.path.relpath(path)
+    return shlex.quote(str(path) if relative.startswith("..") else relative)
 
 
 def command_line() -> str:
     """The command that started this process, as it could be typed again (without torchrun)."""
     if _job is not None:
-        return " ".join([command(), *map(shlex.quote, sys.argv[1:])])
+        name = "mobilenext" if _is_installed_command() else "python -m mobilenext"
+        return " ".join([f"{name} {_job}", *map(shlex.quote, sys.argv[1:])])
     return shlex.join([Path(sys.executable).name, *sys.argv])

@@ -1,7 +1,6 @@
 """Print what a network costs: `python scripts/summary.py model=mobilenext width=1.0`."""
 
-from mobilenext.jobs.summary import SummaryConfig, summary
-from mobilenext.main import launch
+from checkout import start
 
 if __name__ == "__main__":
-    launch(summary, SummaryConfig, "summary")
+    start("summary")

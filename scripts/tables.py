@@ -1,7 +1,6 @@
 """Build tables from result.json files: `python scripts/tables.py runs/ [output=tables]`."""
 
-from mobilenext.jobs.tables import TablesConfig, tables
-from mobilenext.main import launch
+from checkout import start
 
 if __name__ == "__main__":
-    launch(tables, TablesConfig, "tables")
+    start("tables")

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from mobilenext.__main__ import find_job, job_names
 from mobilenext.config import register, typed
 from mobilenext.main import CONFIG_DIR
+from mobilenext.start import find_job, job_names
 
 Config = TypeVar("Config")
 

@@ -191,7 +191,7 @@ TABLES = {
     ],
 )
 def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
-    for experiment in set(choices("experiment")) - {"search"}:
+    for experiment in set(choices("experiment")) - {"search", "finetune"}:
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
         recipe = TABLES.get(experiment, experiment)
         assert config.data.name == ("imagenette" if "imagenette" in recipe else "imagenet")
@@ -200,6 +200,13 @@ def test_experiments_take_either_model_and_any_width(model: str, width: float) -
         assert config.name.endswith(f"{model}-{width}")
         alone = composed(f"experiment={recipe}", f"model={model}", f"width={width}")
         assert fingerprint(config) == fingerprint(alone)
+
+
+def test_fine_tuning_asks_for_weights() -> None:
+    config = composed("experiment=finetune", "data.root=/x", "init_from=/w.pt", "width=0.5")
+    assert (config.data.name, config.layer_decay) == ("imagefolder", 0.85)
+    assert config.name == "finetune-mobilenext-0.5"
+    assert composed("experiment=finetune", "data.root=/x").init_from == "FILE"  # refused when read
 
 
 @pytest.mark.parametrize("sweep", TABLES)

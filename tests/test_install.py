@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mobilenext import program
-from mobilenext.__main__ import job_names, main
+from mobilenext.__main__ import main
+from mobilenext.start import job_names
 from tests.commands import REPO
 
 SMALL = ("epochs=1", "width=0.35", "data.global_batch_size=480")
@@ -120,6 +121,8 @@ def test_what_the_command_says(
 
 
 def test_commands_are_named_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"python": sys.executable, "mobilenext": "/env/bin/mobilenext"}
+    monkeypatch.setattr(program.shutil, "which", found.get)
     monkeypatch.setattr(program, "_job", None)
     monkeypatch.setattr(sys, "argv", ["/checkout/scripts/evaluate.py", "checkpoint=x"])
     assert program.command() == "python evaluate.py"
@@ -133,6 +136,38 @@ def test_commands_are_named_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -
     assert program.start_again() == ["-m", "mobilenext", "evaluate"]
     monkeypatch.setattr(sys, "argv", ["/env/lib/mobilenext/__main__.py", "checkpoint=x"])
     assert program.command_line() == "python -m mobilenext evaluate checkpoint=x"
+
+
+def test_commands_name_a_python_that_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody activated the environment: `python` is another one."""
+    monkeypatch.setattr(program, "_job", None)
+    monkeypatch.setattr(program.shutil, "which", {"python": "/usr/bin/python"}.get)
+    monkeypatch.setattr(sys, "argv", ["/nowhere/train.py"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert program.command("report") == ".venv/bin/python scripts/report.py"
+    assert program.beside_python("tensorboard") == ".venv/bin/tensorboard"
+    monkeypatch.setattr(sys, "argv", [str(REPO / "scripts" / "evaluate.py")])
+    assert program.command("report") == f".venv/bin/python {REPO}/scripts/report.py"
+    monkeypatch.chdir(REPO)
+    assert program.command("report").endswith("python scripts/report.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", "/other place/bin/python")
+    assert program.python() == "'/other place/bin/python'"
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+    """Where nobody installed or activated anything."""
+    program = (
+        f"import runpy, sys; sys.path.insert(0, {str(REPO)!r}); sys.argv = ['train.py'];"
+        f"runpy.run_path({str(REPO / 'train.py')!r}, run_name='__main__')"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "is not installed for" in done.stderr
+    assert sys.executable in done.stderr
 
 
 @pytest.mark.slow

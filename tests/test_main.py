@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from mobilenext.config import TrainConfig, is_text
 from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR, _spelled, positional_as_override
-from tests.commands import command, environment
+from tests.commands import REPO, command, environment
 from tests.composed import MADE_UP, SCHEMAS, TINY
 from tests.conftest import in_terminal
 
@@ -216,7 +216,11 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
     assert len(epochs) == 2
     for word in ("loss", "val top-1", "images/s", "data wait", "left"):
         assert word in epochs[0]
-    assert lines[-1].startswith("run folder: runs/mobilenext-0.35-synthetic/")
+    (place,) = [line for line in lines if line.startswith("run folder: ")][1:]
+    assert place.startswith("run folder: runs/mobilenext-0.35-synthetic/")
+    (best,) = [line for line in lines if "evaluate.py checkpoint=" in line]
+    assert best.endswith(f"checkpoint={place.removeprefix('run folder: ')}/best.pt")
+    assert lines[-1].endswith(f"{REPO}/scripts/report.py runs")
     assert "\r" not in done.stdout
 
 

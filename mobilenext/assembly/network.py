@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.config import TrainConfig, to_plain
@@ -20,6 +21,7 @@ from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.models.weights import classifier_modules
 from mobilenext.optim import weight_decay_groups
 from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.memory import available_bytes
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
 from mobilenext.training.run import RunSettings
@@ -138,11 +140,14 @@ def unites_by(config: TrainConfig) -> str:
 
 def try_step(
     config: TrainConfig, network: nn.Module, classes: int, precision: Precision, process: Process
-) -> None:
+) -> int:
     """Try a forward and a backward pass, and take back what they did to the network.
 
     What a network says of images that it does not take should come before anything is written. Two
     images stand for a larger batch: no network needs more of them than its norms do.
+
+    Returns:
+        Bytes that the forward pass keeps for the backward pass, for each image.
 
     Raises:
         InputError: The network does not take such a batch, or does not make logits of it.
@@ -152,8 +157,16 @@ def try_step(
     before = [buffer.clone() for buffer in network.buffers()]
     train_mode(network, config.freeze_backbone)
     shape = (count, 3, size, size)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
     try:
-        with precision.autocast():
+        with saved_tensors_hooks(keep, lambda tensor: tensor), precision.autocast():
             logits = network(torch.zeros(shape, device=process.device))
         check_logits(logits, (count, classes))
         logits.float().sum().backward()
@@ -162,6 +175,44 @@ def try_step(
     network.zero_grad(set_to_none=True)
     for buffer, value in zip(network.buffers(), before, strict=True):
         buffer.copy_(value)
+    return sum(kept.values()) // count
+
+
+MEMORY_FACTOR = 1.25
+"""Memory of a training step over what its forward pass keeps: gradients of activations, too."""
+TIGHT = 0.8
+"""Share of the memory that is left, above which a step is worth a note."""
+
+
+def memory_note(config: TrainConfig, kept: int, process: Process) -> list[str]:
+    """A note on a training step that needs nearly all memory, if it does.
+
+    Args:
+        config: The run's config.
+        kept: What `try_step` returned.
+        process: This process.
+
+    Raises:
+        InputError: On a CPU, where the system would end the process without a word, the step needs
+            more memory than there is.
+    """
+    available = available_bytes(process.device)
+    images = config.runtime.micro_batch or config.data.global_batch_size // process.world_size
+    needed = int(MEMORY_FACTOR * kept * images)
+    if available is None or needed <= TIGHT * available:
+        return []
+    fits = max(1, int(TIGHT * available / (MEMORY_FACTOR * max(kept, 1))))
+    share = config.data.global_batch_size // process.world_size
+    smaller = max(size for size in range(1, min(fits, share) + 1) if share % size == 0)
+    text = (
+        f"a step of {images} images at {config.data.image_size} px needs about {needed / 1e9:.1f} "
+        f"GB on each process, and {available / 1e9:.1f} GB are left: set "
+        f"runtime.micro_batch={smaller} (gradients are accumulated; batch norms see so many images "
+        "at a time), or lower data.global_batch_size or data.image_size"
+    )
+    if process.device.type == "cpu" and needed > available:
+        raise InputError(text)
+    return [text]
 
 
 def _refused(

@@ -5,6 +5,7 @@ from typing import Any
 
 from mobilenext.config.fields import (
     MISSING,
+    added_later,
     are_shares,
     check,
     check_choice,
@@ -45,6 +46,11 @@ class DataConfig:
     """Whether another root means other images, so that it is part of the run's fingerprint."""
     reencoded: bool = False
     """Whether the training images of the pack at `root` were encoded again, perhaps smaller."""
+    val_folder: str | None = added_later(None)
+    """Folder below `root` with the validation images of class folders; null: val."""
+    val_share: float | None = added_later(None)
+    """Share of the training images in class folders that is held out for validation, where they
+    have no folder of their own; an image's name decides, so that a new one moves no other."""
     download: bool = machine_only(False)
     """Fetch the data if it is not there, where the source can."""
     image_size: int = MISSING
@@ -90,6 +96,15 @@ class DataConfig:
         check(are_shares(self.mean), "data.mean", expected, self.mean)
         expected = f"3 numbers above 0, up to 1, {hint}"
         check(are_shares(self.std) and 0 not in self.std, "data.std", expected, self.std)
+        held_out = self.val_share
+        fits = held_out is None or 0 < held_out < 1
+        check(fits, "data.val_share", "a share above 0 and below 1, for instance 0.2", held_out)
+        check(
+            held_out is None or self.val_folder is None,
+            "data.val_share",
+            "null beside data.val_folder: one of them says where validation images come from",
+            held_out,
+        )
         check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
         share = self.max_bad_share
         check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)

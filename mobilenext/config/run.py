@@ -9,6 +9,9 @@ from typing import Any
 
 from mobilenext.config.groups import DataConfig
 
+SAID_BY_DATA = ("root", "download", "val_folder", "val_share")
+"""Arguments of data sources that the config's own keys say; not part of a recipe twice."""
+
 
 class HasRun:
     """Configs of jobs that leave a run folder: `output_dir/name/fingerprint`.
@@ -36,7 +39,7 @@ class HasRun:
             root = data.root if data.root_names_data else None
             plain["data"]["root"] = None if root is None else absolute(root)
             source = data.source.items()
-            plain["data"]["source"] = {k: v for k, v in source if k not in ("root", "download")}
+            plain["data"]["source"] = {k: v for k, v in source if k not in SAID_BY_DATA}
         return plain
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 
 from mobilenext.data.imagenet_tars import imagenet_tars
-from mobilenext.data.layouts import Layout, check_nearly_right, layout_of
+from mobilenext.data.layouts import Layout, check_nearly_right, has_splits, layout_of
 from mobilenext.data.pack import describe_pack, open_pack
 from mobilenext.data.parquet import parquet
 from mobilenext.data.sources import (
@@ -80,7 +80,11 @@ classes by synsets."""
 
 
 def image_folder(
-    root: str | None, expected_classes: Sequence[str] | None = None, reencoded: bool = False
+    root: str | None,
+    expected_classes: Sequence[str] | None = None,
+    reencoded: bool = False,
+    val_folder: str | None = None,
+    val_share: float | None = None,
 ) -> ImageData:
     """Labelled images in a folder, in any of these layouts.
 
@@ -94,12 +98,21 @@ def image_folder(
             them by words, as `named_by_synsets` accepts them.)
         reencoded: Whether the training images of a pack were re-encoded, smaller for instance. It
             has to be set for such a pack, since its runs are not those on the original images.
+        val_folder: Where class folders have their validation images, below `root`; None: val.
+        val_share: Share of the images in `root/train/<class>/*` or `root/<class>/*` that is held
+            out for validation; see `class_folders`.
 
     Raises:
         InputError: Something is missing, empty or damaged, or the classes of the splits differ.
     """
     base = data_folder(root, "a folder with train/<class>/* and val/<class>/*, or a pack")
-    match layout_of(base, BY_IMAGE_FOLDER):
+    layout = layout_of(base, BY_IMAGE_FOLDER)
+    if layout not in (None, Layout.CLASS_FOLDERS) and (val_folder or val_share):
+        raise InputError(
+            f"{printable(base)} is {layout.value}, which says itself what is validation: expected "
+            f"data.val_folder=null and data.val_share=null, got {val_folder} and {val_share}"
+        )
+    match layout:
         case Layout.PACK:
             data = open_pack(base)
             _check_reencoded(base, reencoded)
@@ -110,9 +123,11 @@ def image_folder(
             if expected_classes is not None:
                 data = named_by_synsets(base, data, expected_classes)
         case layout:
-            if layout is None:
+            # A data set of known classes has splits of its own, and no keys to make others.
+            any_images = expected_classes is None
+            if not (any_images and has_splits(base, val_folder, val_share)) and layout is None:
                 check_nearly_right(base)
-            data = class_folders(base)  # or the error that names the missing folder
+            data = class_folders(base, val_folder, val_share)
     if expected_classes is not None and tuple(expected_classes) != data.classes:
         raise InputError(
             f"{printable(base)}: expected the {len(expected_classes)} class folders "

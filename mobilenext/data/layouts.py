@@ -7,6 +7,7 @@ from pathlib import Path
 from mobilenext.data.imagenet_tars import TRAIN_TAR, VAL_TAR
 from mobilenext.data.pack import is_pack
 from mobilenext.data.parquet import parquet_files
+from mobilenext.data.sources import is_image
 from mobilenext.data.webdataset import TRAIN_TARS
 from mobilenext.errors import InputError
 from mobilenext.files import printable
@@ -89,3 +90,58 @@ def check_nearly_right(base: Path) -> None:
                 f"{printable(base)}: expected train/<class>/* and val/<class>/*, train-*.tar, "
                 f"train-*.parquet or a pack; {printable(found[0].relative_to(base))} {advice}"
             )
+
+
+def has_splits(base: Path, val_folder: str | None, val_share: float | None) -> bool:
+    """Whether a folder has the class folders that both splits are made of.
+
+    Args:
+        base: A folder that may have class folders, but no other layout.
+        val_folder: Of the config; see `mobilenext.config.groups.DataConfig`.
+        val_share: Likewise.
+
+    Raises:
+        InputError: They lie otherwise than as expected; it says what to do.
+    """
+    expected = f"{printable(base)}: expected train/<class>/* and val/<class>/*"
+    folders = sorted(path.name for path in base.iterdir() if path.is_dir())
+    folders = [name for name in folders if not name.startswith(".")]
+    if _is_there(base, Layout.CLASS_FOLDERS):
+        if val_share is not None or (base / (val_folder or "val")).is_dir():
+            return True
+        others = [name for name in folders if name.lower() in VAL_NAMES]
+        raise InputError(
+            f"{printable(base)}: expected {val_folder or 'val'}/<class>/* beside train, found "
+            + (f"{others[0]}; add data.val_folder={others[0]}" if others else
+               "only train; add data.val_share=0.2 to hold a fifth of its images out, or make "
+               "that folder")
+        )  # fmt: skip
+    spelled = ("train", "training")
+    other_case = [name for name in folders if name.lower() in spelled and name != "train"]
+    if other_case:
+        raise InputError(f"{expected}, found {printable(other_case[0])}; rename it to train")
+    with_images = [name for name in folders if _has_images(base / name)]
+    if with_images and val_share is None:
+        raise InputError(
+            f"{expected}, found {len(with_images)} folders with images (such as "
+            f"{printable(with_images[0])}) and no train; if they are the classes, add "
+            "data.val_share=0.2 to hold a fifth of the images out"
+        )
+    for name in () if with_images else folders:
+        if any(_has_images(path) for path in (base / name).glob("*/")):
+            raise InputError(
+                f"{expected}, found the class folders one folder below: "
+                f"data.root={printable(base / name)}"
+            )
+    return bool(with_images)
+
+
+VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
+"""Names that folders with validation images have elsewhere."""
+
+
+def _has_images(folder: Path) -> bool:
+    try:
+        return any(is_image(path.name) and not path.is_dir() for path in folder.iterdir())
+    except OSError:  # opening it says what is wrong
+        return False

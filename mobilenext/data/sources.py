@@ -1,5 +1,7 @@
 """Image sources: one class per storage layout."""
 
+import copy
+import hashlib
 import os
 import zlib
 from collections import Counter
@@ -194,6 +196,12 @@ class FolderImages(ClassTargets):
                 f"({error.strerror or error}); replace or remove the file"
             ) from error
 
+    def taken(self, chosen: np.ndarray) -> "FolderImages":
+        """The images of a mask (N,), as a split of their own."""
+        part = copy.copy(self)
+        part.labels, part.paths = self.labels[chosen], self.paths[chosen]
+        return part
+
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Locations of the files: their paths, which native code opens."""
         root = os.fsencode(self.root)
@@ -356,27 +364,70 @@ def is_image(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS) and not is_hidden(path)
 
 
-def class_folders(root: Path) -> ImageData:
-    """Class folders under `root/train` and `root/val`.
+def class_folders(
+    root: Path, val_folder: str | None = None, val_share: float | None = None
+) -> ImageData:
+    """Class folders under `root/train` and `root/val`, or a share held out of one of them.
 
     Args:
-        root: The folder that has `train` and `val`.
+        root: The folder that has `train` and `val`; with `val_share` it may be the one that has
+            the class folders.
+        val_folder: Name below `root` of the folder with the validation images; None: val.
+        val_share: Share of the images in `root/train`, or in the class folders of `root`, that
+            make up the validation split; None: none, they have their own folder.
 
     Raises:
-        InputError: A folder is missing or empty, or the classes of the two splits differ.
+        InputError: A folder is missing or empty, the classes of the two splits differ, or a class
+            is left without images.
     """
+    if val_share is not None:
+        return _held_out(root, val_share)
+    val_name = val_folder or "val"
     (classes, train_notes), (val_classes, val_notes) = (
-        _class_folders(root / split) for split in ("train", "val")
+        _class_folders(root / split) for split in ("train", val_name)
     )
     if classes != val_classes:
         raise InputError(
-            f"{printable(root)}: expected the same classes in train and val; only in train: "
-            f"{some(sorted(set(classes) - set(val_classes)))}; only in val: "
+            f"{printable(root)}: expected the same classes in train and {val_name}; only in train: "
+            f"{some(sorted(set(classes) - set(val_classes)))}; only in {val_name}: "
             f"{some(sorted(set(val_classes) - set(classes)))}"
         )
-    train, val = (FolderImages(root / split, classes) for split in ("train", "val"))
+    train, val = (FolderImages(root / split, classes) for split in ("train", val_name))
     notes = (*train_notes, *train.notes, *val_notes, *val.notes)
     return ImageData(train, val, tuple(classes), notes)
+
+
+def _held_out(root: Path, share: float) -> ImageData:
+    """One set of class folders, of whose images some are held out by their names."""
+    base = root / "train" if (root / "train").is_dir() else root
+    classes, notes = _class_folders(base)
+    images = FolderImages(base, classes)
+    held_out = np.array([_fraction(images.relative(i)) < share for i in range(len(images))])
+    train, val = images.taken(~held_out), images.taken(held_out)
+    for split, name in ((train, "training"), (val, "validation")):
+        counts = np.bincount(split.labels, minlength=len(classes))
+        lacking = [classes[label] for label in np.flatnonzero(counts == 0)]
+        if lacking and (name == "training" or not len(val)):
+            raise InputError(
+                f"data.val_share={share:g}: expected to leave {name} images in each class, left "
+                f"none in {some(lacking)}; add images or change the share"
+            )
+    said = [
+        f"data.val_share={share:g} holds {len(val):,} of {len(images):,} images out, chosen by "
+        "their names"
+    ]
+    if lacking:
+        said.append(f"there are no validation images of {some(lacking)}")
+    others = [folder.name for folder in root.iterdir() if folder.is_dir() and folder != base]
+    if base != root and others:
+        said.append(f"data.val_share takes images of train only; not read: {some(sorted(others))}")
+    return ImageData(train, val, tuple(classes), (*said, *notes, *images.notes))
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) that depends on the name only."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def _class_folders(split: Path) -> tuple[list[str], list[str]]:

@@ -6,13 +6,16 @@ reports, signals), `training.step` one optimiser step, `metrics` counts. The net
 the schedule and the data source arrive by `_target_` from the config.
 """
 
+import shlex
 from contextlib import ExitStack
 from typing import Any
 
+from mobilenext import program
 from mobilenext.assembly.data import class_loaders, device_augment, device_batches, mixing
 from mobilenext.assembly.network import (
     averages,
     described,
+    memory_note,
     new_network,
     new_optimizer,
     new_schedule,
@@ -61,7 +64,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
     folder = RunFolder(config.run_path)
     finished = process.on_main(folder.result)
     if finished is not None:
-        say(_finished_line(finished, folder), process)
+        say(_finished_line(finished, config, folder), process)
         return finished
     with ExitStack() as opened:
         # ---- data ----
@@ -77,7 +80,8 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
         optimizer = new_optimizer(network, config)
         rate = new_schedule(config, len(loaders.train))
         precision = Precision(config.runtime.precision, process.device)
-        try_step(config, network, len(images.classes), precision, process)
+        kept = try_step(config, network, len(images.classes), precision, process)
+        tight = memory_note(config, kept, process)
         update = new_update(network, optimizer, precision, config, process)
         loss = SmoothedCrossEntropy(config.label_smoothing)
 
@@ -91,7 +95,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
         opened.enter_context(run)
         if run.earlier is not None:
             return run.earlier
-        say(_start_lines(config, run, cost, images, precision), process)
+        say(_start_lines(config, run, cost, images, precision, tight), process)
         for epoch in run.epochs():
             train_mode(network, config.freeze_backbone)
             for step in run.steps(epoch, to_device.ahead):
@@ -120,7 +124,12 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
 
 
 def _start_lines(
-    config: TrainConfig, run: Run, cost: Complexity, images: ImageData, precision: Precision
+    config: TrainConfig,
+    run: Run,
+    cost: Complexity,
+    images: ImageData,
+    precision: Precision,
+    tight: list[str],
 ) -> str:
     step, process = run.state.step, run.process
     done_before = f" (going on after step {step:,})" if step else ""
@@ -131,9 +140,32 @@ def _start_lines(
         f"epochs: {config.epochs}{done_before}, batch {config.data.global_batch_size} on "
         f"{process.world_size} x {process.device.type}, {precision.name}"
     )
-    notes = [f"note: {note}" for note in images.notes]
+    notes = [
+        f"note: {note}" for note in (*images.notes, *_short_epochs(config, run, images), *tight)
+    ]
     decoder = f"images decoded by: {run.loaders.train.decoder}"
     return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
+
+
+FEW_STEPS = 20
+"""An epoch of fewer optimiser steps has a batch that is large for so few images."""
+MUCH_LEFT_OUT = 0.1
+"""Share of the images: an epoch has whole batches, and the rest is left out, others each time."""
+
+
+def _short_epochs(config: TrainConfig, run: Run, images: ImageData) -> list[str]:
+    """A note on a batch that does not suit the number of images, if it is so."""
+    batch, count, steps = config.data.global_batch_size, len(images.train), len(run.loaders.train)
+    left_out = count - steps * batch
+    if steps >= FEW_STEPS and left_out <= MUCH_LEFT_OUT * count:
+        return []
+    smaller = 1 << max(0, (count // FEW_STEPS).bit_length() - 1)
+    noun = "step" if steps == 1 else "steps"
+    advice = f"; try data.global_batch_size={smaller}" if smaller < batch else ""
+    return [
+        f"an epoch has {steps} optimiser {noun} of {batch} images and leaves {left_out:,} of "
+        f"{count:,} images out (others each time){advice}"
+    ]
 
 
 def _entries(
@@ -188,13 +220,29 @@ def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -
         f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
         f"{result['count']:,} held-out {config.data.name} images "
         f"(best epoch: {result['best_epoch']:.0f}, {result['best_top1']:.2f} %) "
-        f"in {format_seconds(result['wall_seconds'])}\nrun folder: {folder.path}"
+        f"in {format_seconds(result['wall_seconds'])}\n"
+        f"run folder: {folder.path}\n{_next_commands(config, folder)}"
     )
 
 
-def _finished_line(result: dict[str, Any], folder: RunFolder) -> str:
+def _next_commands(config: TrainConfig, folder: RunFolder) -> str:
+    best, runs = shlex.quote(str(folder.path / "best.pt")), shlex.quote(config.output_dir)
+    return "\n".join(
+        [
+            "next:",
+            f"  {program.beside_python('tensorboard')} --logdir {runs}",
+            f"  {program.command('evaluate')} checkpoint={best}",
+            f"  {program.command('report')} {runs}",
+        ]
+    )
+
+
+def _finished_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -> str:
     used = result["hardware"]
     return (
         f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
-        f"{used['device']}, {used['threads_per_process']} threads each)\nrun folder: {folder.path}"
+        f"{used['device']}, {used['threads_per_process']} threads each)\n"
+        f"run folder: {folder.path}\n"
+        "to train again, give another seed or output_dir, or delete that folder\n"
+        f"{_next_commands(config, folder)}"
     )

@@ -11,6 +11,7 @@ import torch
 
 from mobilenext.program import command_line
 from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.memory import keeps_freed_memory
 
 PACKAGES = ("mobilenext", "torch", "torchvision", "timm", "hydra-core", "omegaconf", "pillow")
 
@@ -61,6 +62,7 @@ def hardware(process: Process) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads_per_process": torch.get_num_threads(),
+        "freed_memory": "kept" if keeps_freed_memory() else "as the C library has it",
         "platform": platform.platform(),
     }
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mobilenext.errors import DivergedError
 from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.memory import return_kept_memory
 from mobilenext.runtime.provenance import provenance
 from mobilenext.training.checkpoint import Checkpoints
 from mobilenext.training.meter import Clock
@@ -196,12 +197,14 @@ class Run:
         if epoch + 1 < self.settings.epochs:
             self.loaders.train.prefetch(epoch + 1)
         scores: Scores = {}
+        return_kept_memory()
         for name, weights in state.evaluated().items():
             values = score(weights)
             if values is None:
                 self.save()
                 raise self.session.preempted()
             scores[name] = values
+        return_kept_memory()
         if not all(math.isfinite(values["loss"]) for values in scores.values()):
             raise self._diverged(state.step)
         state.record(scores)

@@ -54,7 +54,7 @@ def test_imagenet_reads_its_tars_first_and_image_folder_never(
     fill(tmp_path, [Layout.IMAGENET_TARS, layout])
     with pytest.raises(InputError, match=r"img_train\.tar: expected ImageNet's official tar"):
         imagenet(str(tmp_path))
-    message = r"pack\.json: expected .* pack" if layout is Layout.PACK else "val: expected a folder"
+    message = r"pack\.json: expected .* pack" if layout is Layout.PACK else "expected val/<class>"
     with pytest.raises(InputError, match=message):
         image_folder(str(tmp_path))
 

@@ -463,9 +463,25 @@ def test_trying_a_step_leaves_no_trace() -> None:
     network = build(chosen.model.network, num_classes=10)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     precision = Precision("fp32", CPU.device)
-    networks.try_step(chosen, network, 10, precision, CPU)
+    kept = networks.try_step(chosen, network, 10, precision, CPU)
+    assert 1e5 < kept < 1e7  # bytes for an image of 16 px
     assert differences(before, network.state_dict()) == []
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_memory_that_is_not_there_is_asked_for_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = config()
+    monkeypatch.setattr(networks, "available_bytes", lambda device: 10_000_000)
+    assert networks.memory_note(chosen, 10_000, CPU) == []
+    (note,) = networks.memory_note(chosen, 150_000, CPU)
+    assert "needs about 0.0 GB" in note
+    assert "runtime.micro_batch=24" in note
+    with pytest.raises(InputError, match=r"a step of 48 images at 32 px.*runtime.micro_batch=6"):
+        networks.memory_note(chosen, 1_000_000, CPU)
+    monkeypatch.setattr(networks, "available_bytes", lambda device: None)
+    assert networks.memory_note(chosen, 1_000_000, CPU) == []
 
 
 def test_what_the_data_has_to_say_is_told(
