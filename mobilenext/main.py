@@ -1,7 +1,6 @@
 """From the command line to a job: config, processes, run folder, failures."""
 
 import dataclasses
-import difflib
 import io
 import os
 import shlex
@@ -18,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from mobilenext import program
 from mobilenext.config import HasRun, RuntimeConfig, is_text, register, typed
+from mobilenext.config.hints import hint_for
 from mobilenext.errors import InputError, Preempted, UserError, first_line
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import (
@@ -108,7 +107,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
         main()
     except SystemExit as end:
         # Hydra has printed what is wrong with an override; add what would have been right.
-        hint = _hint(end.__context__)
+        hint = hint_for(end.__context__)
         if hint:
             sys.stderr.write(f"hint: {hint}\n")
         raise
@@ -157,6 +156,7 @@ def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
         InputError: There are bare arguments, and nothing takes them.
     """
     bare = []
+    _refuse_spelling(arguments)
     for place, text in enumerate(arguments):
         value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
         path = "=" not in text or (key is not None and os.path.exists(text))
@@ -169,6 +169,31 @@ def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
     quoted = ",".join(_quoted(arguments[place]) for place in bare)
     rest = [text for place, text in enumerate(arguments) if place not in bare]
     return [*rest, f"{key}=[{quoted}]"]
+
+
+def _refuse_spelling(arguments: list[str]) -> None:
+    """Raise `InputError` about keys that are written as other programs have them."""
+    for place, text in enumerate(arguments):
+        key, equals, value = text.lstrip("-").partition("=")
+        if text.startswith("--") and key and key not in HYDRAS_FLAGS:
+            following = arguments[place + 1 : place + 2]
+            value = value or next((v for v in following if not v.startswith("-")), "VALUE")
+            written = f"{key.replace('-', '_')}={shlex.quote(value)}"
+            raise InputError(f"argument {text!r}: expected key=value, for instance {written}")
+        if text == "=" and 0 < place < len(arguments) - 1:
+            written = f"{arguments[place - 1]}={arguments[place + 1]}"
+            raise InputError(f"argument '=': expected no spaces around it: {written}")
+        numbers = text.partition("=")[2].split(",")
+        if key == "width" and equals and len(numbers) == 2 and numbers[0] == "0":
+            raise InputError(
+                f"{text}: expected a decimal point, {key}=0.{numbers[1].removeprefix('0.')}; for "
+                f"several values give -m and none that is 0"
+            )
+
+
+HYDRAS_FLAGS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun",
+                "shell-completion", "config-path", "config-name", "config-dir",
+                "experimental-rerun", "info")  # fmt: skip
 
 
 def _stray(arguments: list[str], place: int) -> InputError:
@@ -331,19 +356,3 @@ def _say_preempted(signal: str, step: int) -> None:
             "command goes on from there\n"
         )
         sys.stderr.flush()
-
-
-def _hint(error: BaseException | None) -> str | None:
-    """The closest keys to one that does not exist, or all keys at its place."""
-    while error is not None:
-        key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
-        if isinstance(error, OmegaConfBaseException) and key and isinstance(parent, DictConfig):
-            place, _, wrong = str(key).rpartition(".")
-            names = [str(name) for name in parent if name != "hydra"]
-            if wrong not in names:
-                close = difflib.get_close_matches(wrong, names, n=3)
-                inside = f" in {place}" if place else ""
-                found = f"did you mean {' or '.join(close)}? " if close else ""
-                return f"{found}keys{inside}: {', '.join(names)}"
-        error = error.__cause__ or error.__context__
-    return None
