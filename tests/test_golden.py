@@ -44,6 +44,8 @@ def fingerprints() -> dict[str, str]:
                 continue  # needs the extra optuna
             for more in VARIANTS:
                 chosen = (f"experiment={experiment}", *more)
+                if experiment == "finetune":  # its placeholder would mean a file in this folder
+                    chosen = (*chosen, "init_from=/w.pt")
                 found[" ".join(chosen)] = of("train", *chosen)
         for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
             for choice in choices(group):

@@ -23,7 +23,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from tqdm import tqdm
 
 from mobilenext.config.fields import check, check_choice, path_field
-from mobilenext.data import ImageData, image_folder, native, restart
+from mobilenext.data import ImageData, native, restart
 from mobilenext.data.datasets import named_by_synsets
 from mobilenext.data.encoded import EncodedClassImages
 from mobilenext.data.imagenet_tars import TRAIN_TAR, VAL_TAR, imagenet_tars
@@ -41,6 +41,7 @@ from mobilenext.data.pack import (
 )
 from mobilenext.data.packing import PackRecipe, Tally, relative_name, store
 from mobilenext.data.parquet import parquet
+from mobilenext.data.sources import class_folders
 from mobilenext.data.webdataset import webdataset
 from mobilenext.errors import InputError
 from mobilenext.files import printable
@@ -237,7 +238,7 @@ def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
             f"source={printable(source)}: expected the folders train and val, or {TRAIN_TAR} and "
             f"{VAL_TAR}, or train-*.tar, or train-*.parquet, found none of them; fix the path"
         )
-    return Layout.CLASS_FOLDERS.value, image_folder(source)
+    return Layout.CLASS_FOLDERS.value, class_folders(base)
 
 
 def _check_classes(config: PrepareImagenetConfig, data: ImageData) -> list[str]:

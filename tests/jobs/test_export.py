@@ -666,15 +666,19 @@ def test_timm_talks_again_afterwards(trained: Path, tmp_path: Path) -> None:
 
 
 EVIL = (
+    "a\n\n# Heading", "`code` <b>", "```\n# x", "![x](http://evil.example)\\|", "<b>\\\\|",
+    "see www.evil.example", "\u202eevil",
+)  # fmt: skip
+MORE_EVIL = (
     "![x](http://evil.example/x.png)", "<img src=http://evil.example>", "[a](http://evil.example)",
-    "http://evil.example", "www.evil.example", "a\n\n# Heading", "a | b", "`code` <b>", "```\n# x",
-    "_emphasis_", "**bold**", "![x](http://evil.example)\\|", "<b>\\\\|", "| <b>",
-    "see www.evil.example", "1. a list", "\\" * 900 + "|",
-    "<!-- -->", "a@evil.example", "\u202eevil", "",
+    "http://evil.example", "www.evil.example", "a | b", "_emphasis_", "**bold**", "| <b>",
+    "1. a list", "\\" * 900 + "|", "<!-- -->", "a@evil.example", "",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", EVIL)
+@pytest.mark.parametrize(
+    "text", [*EVIL, *(pytest.param(text, marks=pytest.mark.slow) for text in MORE_EVIL)]
+)
 def test_texts_from_a_file_are_shown_not_interpreted(
     trained: Path, tmp_path: Path, text: str
 ) -> None:
