@@ -39,3 +39,11 @@ def test_gpu_equal_bits() -> None:
 def test_gpu_end_to_end(part: str, photo_folder: Path) -> None:
     (row,) = told(part, "--images", str(photo_folder / "train"))
     assert row["images_per_second"] > 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_memory_kept_and_not() -> None:
+    command = [sys.executable, str(REPO / "benchmarks/memory.py"), "--rounds", "1", "width=0.35",
+               "data.image_size=32", "data.source.train_images=64"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert "kept over not kept, median:" in done.stdout, done.stderr

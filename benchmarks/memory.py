@@ -1,0 +1,61 @@
+"""Training on a CPU with and without freed memory kept for the next step: prints the ratio.
+
+    python benchmarks/memory.py [--rounds 3] [overrides of train.py ...]
+
+Whole runs of our train.py, in turns. Peer: the same command with MALLOC_CHECK_=0, a setting of
+glibc's that changes nothing but that we then leave glibc as it is (`mobilenext.runtime.memory`).
+Images per second come from result.json, so starting and stopping do not count; the peak is that of
+the whole process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
+            "data.source.train_images=320", "data.source.val_images=128", "runtime.device=cpu",
+            "data.eval_batch_size=128")  # fmt: skip
+
+
+def trained(overrides: list[str], env: dict[str, str]) -> tuple[float, float]:
+    """Images per second and peak memory in GB of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = f"output_dir={folder}"
+        command = [sys.executable, str(REPO / "train.py"), *SETTINGS, *overrides, place]
+        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        result = json.loads(next(Path(folder).glob("*/*/result.json")).read_text())
+        assert (result["hardware"]["freed_memory"] == "kept") == (not env), "no glibc here?"
+        return result["images_per_second"], usage.ru_maxrss / 1e6
+
+
+def main() -> None:
+    """Rounds in turns, then the ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*")
+    a = parser.parse_args()
+    rows = []
+    for number in range(a.rounds):
+        kept, left = trained(a.overrides, {}), trained(a.overrides, {"MALLOC_CHECK_": "0"})
+        rows.append((kept, left))
+        print(
+            f"round {number + 1}: kept {kept[0]:.1f} images/s, peak {kept[1]:.1f} GB; as glibc has "
+            f"it {left[0]:.1f} images/s, peak {left[1]:.1f} GB"
+        )
+    ratio = statistics.median(kept[0] / left[0] for kept, left in rows)
+    peak = statistics.median(kept[1] / left[1] for kept, left in rows)
+    print(f"kept over not kept, median: {ratio:.2f} times the images/s, {peak:.2f} times the peak")
+
+
+if __name__ == "__main__":
+    main()
