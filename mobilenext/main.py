@@ -71,6 +71,7 @@ def launch(job: Job, schema: type, config_name: str) -> None:
     _escape_output()
     try:
         _check_start()
+        _refuse_spelling(sys.argv[1:])
         sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], _positional(schema)), schema)
     except InputError as error:
         show(error)
@@ -156,7 +157,6 @@ def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
         InputError: There are bare arguments, and nothing takes them.
     """
     bare = []
-    _refuse_spelling(arguments)
     for place, text in enumerate(arguments):
         value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
         path = "=" not in text or (key is not None and os.path.exists(text))

@@ -1,6 +1,6 @@
 """The way in of every command: finds its job, and says so in a line if a package is missing.
 
-A leaf that loads nothing until a job is started.
+Nothing is loaded until a job is started.
 """
 
 import importlib

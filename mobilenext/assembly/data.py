@@ -61,7 +61,7 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
         )
     micro_batch = config.runtime.micro_batch
     if micro_batch is not None and share % micro_batch:
-        fits = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+        fits = even_micro_batch(share, micro_batch)
         raise InputError(
             f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
             f"process (data.global_batch_size={data.global_batch_size} over {process.world_size}), "
@@ -69,6 +69,11 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
             f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
         )
     return loader
+
+
+def even_micro_batch(share: int, most: int) -> int:
+    """The largest micro-batch of at most `most` images that divides a process's share evenly."""
+    return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
 
 def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:

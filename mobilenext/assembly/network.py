@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
+from mobilenext.assembly.data import even_micro_batch
 from mobilenext.config import TrainConfig, to_plain
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, labels_checksum
@@ -197,13 +198,12 @@ def memory_note(config: TrainConfig, kept: int, process: Process) -> list[str]:
             more memory than there is.
     """
     available = available_bytes(process.device)
-    images = config.runtime.micro_batch or config.data.global_batch_size // process.world_size
+    share = config.data.global_batch_size // process.world_size
+    images = config.runtime.micro_batch or share
     needed = int(MEMORY_FACTOR * kept * images)
     if available is None or needed <= TIGHT * available:
         return []
-    fits = max(1, int(TIGHT * available / (MEMORY_FACTOR * max(kept, 1))))
-    share = config.data.global_batch_size // process.world_size
-    smaller = max(size for size in range(1, min(fits, share) + 1) if share % size == 0)
+    smaller = even_micro_batch(share, max(1, int(TIGHT * available / (MEMORY_FACTOR * kept))))
     text = (
         f"a step of {images} images at {config.data.image_size} px needs about {needed / 1e9:.1f} "
         f"GB on each process, and {available / 1e9:.1f} GB are left: set "

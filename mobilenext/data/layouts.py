@@ -92,6 +92,10 @@ def check_nearly_right(base: Path) -> None:
             )
 
 
+VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
+"""Names that folders with validation images have elsewhere."""
+
+
 def has_splits(base: Path, val_folder: str | None, val_share: float | None) -> bool:
     """Whether a folder has the class folders that both splits are made of.
 
@@ -134,10 +138,6 @@ def has_splits(base: Path, val_folder: str | None, val_share: float | None) -> b
                 f"data.root={printable(base / name)}"
             )
     return bool(with_images)
-
-
-VAL_NAMES = ("val", "valid", "validation", "test", "testing", "dev", "eval")
-"""Names that folders with validation images have elsewhere."""
 
 
 def _has_images(folder: Path) -> bool:

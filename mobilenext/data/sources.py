@@ -404,20 +404,22 @@ def _held_out(root: Path, share: float) -> ImageData:
     images = FolderImages(base, classes)
     held_out = np.array([_fraction(images.relative(i)) < share for i in range(len(images))])
     train, val = images.taken(~held_out), images.taken(held_out)
-    for split, name in ((train, "training"), (val, "validation")):
-        counts = np.bincount(split.labels, minlength=len(classes))
-        lacking = [classes[label] for label in np.flatnonzero(counts == 0)]
-        if lacking and (name == "training" or not len(val)):
-            raise InputError(
-                f"data.val_share={share:g}: expected to leave {name} images in each class, left "
-                f"none in {some(lacking)}; add images or change the share"
-            )
+    untrained, unchecked = (
+        [classes[label] for label in np.setdiff1d(np.arange(len(classes)), split.labels)]
+        for split in (train, val)
+    )
+    if untrained or not len(val):
+        split = "training" if untrained else "validation"
+        raise InputError(
+            f"data.val_share={share:g}: expected to leave {split} images in each class, left "
+            f"none in {some(untrained or unchecked)}; add images or change the share"
+        )
     said = [
         f"data.val_share={share:g} holds {len(val):,} of {len(images):,} images out, chosen by "
         "their names"
     ]
-    if lacking:
-        said.append(f"there are no validation images of {some(lacking)}")
+    if unchecked:
+        said.append(f"there are no validation images of {some(unchecked)}")
     others = [folder.name for folder in root.iterdir() if folder.is_dir() and folder != base]
     if base != root and others:
         said.append(f"data.val_share takes images of train only; not read: {some(sorted(others))}")
