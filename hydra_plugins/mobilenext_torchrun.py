@@ -80,9 +80,15 @@ class TorchrunLauncher(Launcher):
             SystemExit: The options can't be (1), or a signal asked for the end (75).
         """
         from mobilenext.errors import UserError
-        from mobilenext.main import EXIT_PREEMPTED, refuse_sweep_under_torchrun, show
+        from mobilenext.main import (
+            EXIT_PREEMPTED,
+            refuse_sweep_under_torchrun,
+            restore_full_error,
+            show,
+        )
         from mobilenext.sweeps.sweep import Sweep
 
+        restore_full_error()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         try:
@@ -128,8 +134,9 @@ class TorchrunLauncher(Launcher):
     def _plan(
         self, job_overrides: Sequence[Sequence[str]], first: int
     ) -> tuple[list[Any], list[DictConfig]]:
+        from mobilenext.config import typed
         from mobilenext.errors import UserError
-        from mobilenext.main import planned
+        from mobilenext.execution import run_folder_of
         from mobilenext.program import start_again
         from mobilenext.sweeps.sweep import SweepJob, job_command
 
@@ -153,8 +160,9 @@ class TorchrunLauncher(Launcher):
             with read_write(composed), open_dict(composed):
                 del composed["hydra"]
             try:
-                typed, job.folder = planned(composed)
-                job.epochs, job.nodes = getattr(typed, "epochs", None), self.nodes
+                wanted = typed(composed)
+                job.folder = run_folder_of(wanted)
+                job.epochs, job.nodes = getattr(wanted, "epochs", None), self.nodes
             except UserError as error:
                 job.problem = f"error: {error}"
             if job.folder is not None:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -17,31 +18,20 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from torch.distributed.elastic.multiprocessing.errors import record
+from omegaconf.errors import OmegaConfBaseException
 
 from mobilenext import program
-from mobilenext.config import HasRun, RuntimeConfig, is_text, register, typed
-from mobilenext.config.hints import hint_for
-from mobilenext.errors import InputError, Preempted, UserError, first_line
+from mobilenext.config import TrainConfig, is_text, register, typed
+from mobilenext.config.help import command_help
+from mobilenext.config.hints import explained, is_about_the_command
+from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.files import printable
-from mobilenext.runtime.distributed import (
-    Process,
-    choose_device,
-    launched_by_torchrun,
-    process_group,
-)
-from mobilenext.runtime.memory import is_out_of_memory, keep_freed_memory
-from mobilenext.runtime.precision import resolve_precision
+from mobilenext.program import launched_by_torchrun
+from mobilenext.runtime.cuda_driver import cuda_is_ruled_out
 from mobilenext.runtime.signals import StopSignals
-from mobilenext.runtime.torch_settings import configure_torch
-from mobilenext.sweeps.submitit_tasks import (
-    Requeued,
-    in_submitit_task,
-    join_submitit_tasks,
-    make_importable,
-    requeued_if_preempted,
-)
+from mobilenext.sweeps.submitit_tasks import Requeued, in_submitit_task, make_importable
 from mobilenext.sweeps.sweep import Sweep
+from mobilenext.training.endings import already_finished
 from mobilenext.training.run_folder import RunFolder
 
 PACKAGE = Path(__file__).resolve().parent
@@ -52,10 +42,10 @@ CONFIG_DIR = (CHECKOUT or PACKAGE) / "configs"
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL of sysexits.h: not done, try again."""
 
-Job = Callable[[Any, Process], dict[str, Any]]
+Job = Callable[[Any, Any], dict[str, Any]]
 
 
-def launch(job: Job, schema: type, config_name: str) -> None:
+def launch(load: Callable[[], Job], schema: type, config_name: str) -> None:
     """Run a job with the config that the command line describes.
 
     Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
@@ -63,30 +53,35 @@ def launch(job: Job, schema: type, config_name: str) -> None:
     fix is shown as one message on standard error; the exit code is then 1. After a signal
     that asked for the end it is 75: all is saved, run it again.
 
+    Torch is loaded once the config is whole: a typo is answered at once.
+
     Args:
-        job: The function to run.
+        load: Imports the function to run.
         schema: Its config's dataclass.
         config_name: Primary config in `configs/`.
     """
     _escape_output()
-    try:
-        _check_start()
-        _refuse_spelling(sys.argv[1:])
-        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], _positional(schema)), schema)
-    except InputError as error:
-        show(error)
-        raise SystemExit(1) from None
+    _read_arguments(schema)
     register(schema)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.stdout.write(f"{_help(schema, config_name)}\n")
+        return
     make_importable(CHECKOUT)
     script, started_as = sys.argv[0], program.started_as()
     failed_jobs = 0
 
-    @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
-    @record  # unexpected errors get into torchrun's summary
     def main(composed: DictConfig) -> dict[str, Any] | None:
         nonlocal failed_jobs
+        restore_full_error()
         try:
-            result = _run(job, script, started_as, composed)
+            config = typed(composed)
+            result = _finished_before(config)
+            if result is None:
+                job = load()
+                from mobilenext.execution import execute
+
+                again = [script, *HydraConfig.get().overrides.task]
+                result = execute(job, config, again, started_as)
             _obey_late_signal()
             return result
         except UserError as error:
@@ -104,18 +99,89 @@ def launch(job: Job, schema: type, config_name: str) -> None:
             sys.stderr.write("\ninterrupted\n")
             raise SystemExit(130) from None
 
-    try:
-        main()
-    except SystemExit as end:
-        # Hydra has printed what is wrong with an override; add what would have been right.
-        hint = hint_for(end.__context__)
-        if hint:
-            sys.stderr.write(f"hint: {hint}\n")
-        raise
+    _through_hydra(main, config_name)
     failed_jobs += len(Sweep.failures)
     if failed_jobs:
         sys.stderr.write(f"{failed_jobs} of the sweep's jobs failed: see the errors above\n")
         raise SystemExit(1)
+
+
+def _read_arguments(schema: type) -> None:
+    """Check `sys.argv`, and write it as Hydra reads it; ends the process if it can't be."""
+    try:
+        _check_start()
+        _refuse_spelling(sys.argv[1:])
+        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], _positional(schema)), schema)
+    except InputError as error:
+        show(error)
+        raise SystemExit(1) from None
+
+
+def _help(schema: type, config_name: str) -> str:
+    """The text for `--help`, with the values that the other arguments give.
+
+    Hydra's own names each key without saying what it means, and takes seconds for its list.
+    """
+    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+    added = _flag_value("--config-dir", "-cd")
+    where = [] if added is None else [f"hydra.searchpath=[file://{Path(added).absolute()}]"]
+    folders = [CONFIG_DIR, *([] if added is None else [Path(added)])]
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            composed = hydra.compose(config_name, [*given, *where], return_hydra_config=True)
+        return command_help(
+            program.command(), composed.hydra.help.header, schema, composed, folders,
+            min(100, shutil.get_terminal_size().columns),
+        )  # fmt: skip
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_about_the_command(error):
+            raise
+        show(InputError(f"{explained(error, given)}\n--help alone lists all keys"))
+        raise SystemExit(1) from None
+
+
+def _flag_value(*names: str) -> str | None:
+    """What is given to one of Hydra's flags, as --flag=VALUE or --flag VALUE."""
+    for place, text in enumerate(sys.argv[1:], 1):
+        flag, _, value = text.partition("=")
+        if flag in names:
+            return value or next(iter(sys.argv[place + 1 :]), None)
+    return None
+
+
+def _through_hydra(main: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Have Hydra compose the config, and call `main` with it, for each job of a sweep."""
+    if launched_by_torchrun():
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        main = record(main)  # unexpected errors get into torchrun's summary
+    composing = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)
+    wanted = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises errors; it would print them with wrong advice
+    os.environ[WANTED] = wanted or ""
+    try:
+        composing(main)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if wanted == "1" or not is_about_the_command(error):
+            raise
+        restore_full_error()
+        show(InputError(explained(error, sys.argv[1:])))
+        raise SystemExit(1) from None
+    finally:
+        restore_full_error()
+
+
+FULL_ERROR, WANTED = "HYDRA_FULL_ERROR", "MOBILENEXT_FULL_ERROR"
+"""Whether Hydra shows tracebacks; and what it was before Hydra composed the config."""
+
+
+def restore_full_error() -> None:
+    """Give a job, and what it starts, the user's own HYDRA_FULL_ERROR."""
+    wanted = os.environ.pop(WANTED, None)
+    if wanted:
+        os.environ[FULL_ERROR] = wanted
+    elif wanted is not None:
+        os.environ.pop(FULL_ERROR, None)
 
 
 def _escape_output() -> None:
@@ -175,6 +241,8 @@ def _refuse_spelling(arguments: list[str]) -> None:
     """Raise `InputError` about keys that are written as other programs have them."""
     for place, text in enumerate(arguments):
         key, equals, value = text.lstrip("-").partition("=")
+        if equals and not key and text != "=":
+            raise InputError(f"argument {text!r}: expected key=value, got no key")
         if text.startswith("--") and key and key not in HYDRAS_FLAGS:
             following = arguments[place + 1 : place + 2]
             value = value or next((v for v in following if not v.startswith("-")), "VALUE")
@@ -269,46 +337,24 @@ def refuse_sweep_under_torchrun() -> None:
         )
 
 
-def planned(composed: DictConfig) -> tuple[Any, RunFolder | None]:
-    """The config of a job that other processes will run here, and its run's folder, if any.
+def _finished_before(config: Any) -> dict[str, Any] | None:
+    """The result of a training run that is finished, told without loading torch.
 
-    Raises:
-        InputError: A value is missing, of a wrong type or out of range, or there is no such device.
+    None where there is none, or where only torch knows which folder is the run's: the default
+    precision, which is part of the folder's name, is another on CUDA.
     """
-    config = typed(composed)
-    runtime = getattr(config, "runtime", None)
-    if runtime is not None:
-        device = choose_device(runtime.device, local_rank=0)
-        runtime.precision = resolve_precision(runtime.precision, device)
-    leaves_run = isinstance(config, HasRun) and config.leaves_run
-    return config, RunFolder(config.run_path) if leaves_run else None
-
-
-def _run(job: Job, script: str, started_as: str | None, composed: DictConfig) -> dict[str, Any]:
-    config = typed(composed)
-    runtime = getattr(config, "runtime", None) or RuntimeConfig(device="cpu")
-    configure_torch(runtime.threads, runtime.deterministic)
-    if in_submitit_task():
-        join_submitit_tasks()
-        # What a result says of its command should be of use to whoever reads it.
-        sys.argv = [script, *HydraConfig.get().overrides.task]
-        program.start_as(started_as)
-    with process_group(runtime.device, runtime.timeout_minutes) as process:
-        # Resolved before the run folder is named, since it decides the result.
-        runtime.precision = resolve_precision(runtime.precision, process.device)
-        if process.device.type == "cpu":
-            keep_freed_memory()
-        with requeued_if_preempted(process):
-            try:
-                return job(config, process)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise InputError(
-                    f"out of memory on {process.device}: {first_line(error)}. In training lower "
-                    "data.global_batch_size, or set runtime.micro_batch to a part of it (gradients "
-                    "are accumulated); in evaluation lower data.eval_batch_size"
-                ) from error
+    if type(config) is not TrainConfig or launched_by_torchrun() or in_submitit_task():
+        return None
+    runtime = config.runtime
+    if runtime.precision == "auto":
+        if runtime.device.startswith("cuda") or not cuda_is_ruled_out():
+            return None
+        config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, precision="fp32"))
+    folder = RunFolder(config.run_path)
+    result = folder.result()
+    if result is not None:
+        sys.stdout.write(f"{already_finished(result, folder.path, config.output_dir)}\n")
+    return result
 
 
 def show(error: UserError) -> None:

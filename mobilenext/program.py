@@ -83,3 +83,8 @@ def command_line() -> str:
         name = "mobilenext" if _is_installed_command() else "python -m mobilenext"
         return " ".join([f"{name} {_job}", *map(shlex.quote, sys.argv[1:])])
     return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def launched_by_torchrun() -> bool:
+    """Whether torchrun (or something that sets the same variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ

@@ -7,10 +7,14 @@ import importlib
 import pkgutil
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mobilenext.jobs
+from mobilenext.errors import InputError
 
 
 def job_names() -> list[str]:
@@ -18,11 +22,48 @@ def job_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(mobilenext.jobs.__path__))
 
 
-def find_job(name: str) -> tuple[Any, type]:
+def find_job(name: str) -> tuple[Callable[..., Any], type]:
     """A job's function and its config's dataclass: `train` and `TrainConfig`, for instance."""
-    module: Any = importlib.import_module(f"mobilenext.jobs.{name}")
+    return getattr(_module(name), name), find_schema(name)
+
+
+def find_schema(name: str) -> type:
+    """The dataclass of a job's config; without loading torch where the job is not its only user."""
+    import mobilenext.config
+
     schema = "".join(word.capitalize() for word in name.split("_")) + "Config"
-    return getattr(module, name), getattr(module, schema)
+    shared = getattr(mobilenext.config, schema, None)
+    return shared or getattr(_module(name), schema)
+
+
+def _module(name: str) -> ModuleType:
+    """A job's module.
+
+    Raises:
+        InputError: A package that it needs is not installed.
+    """
+    try:
+        with _note_while_loading():
+            return importlib.import_module(f"mobilenext.jobs.{name}")
+    except ModuleNotFoundError as error:
+        if not _is_package_missing(error):
+            raise
+        raise InputError(_missing(str(error.name))) from None
+
+
+def _is_package_missing(error: ModuleNotFoundError) -> bool:
+    return bool(error.name) and str(error.name).partition(".")[0] != "mobilenext"
+
+
+@contextmanager
+def _note_while_loading() -> Iterator[None]:
+    note = "loading torch ..." if sys.stderr.isatty() else ""
+    sys.stderr.write(note)
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r" + " " * len(note) + "\r" if note else "")
 
 
 def start(job: str) -> None:
@@ -31,26 +72,25 @@ def start(job: str) -> None:
     Args:
         job: Its name.
     """
-    note = "loading torch ..." if sys.stderr.isatty() else ""
-    sys.stderr.write(note)
-    sys.stderr.flush()
     try:
-        from mobilenext.main import launch
-
-        found = find_job(job)
-    except ModuleNotFoundError as error:
-        if (error.name or "mobilenext").startswith("mobilenext"):
-            raise
-        raise SystemExit(_missing(error.name or "")) from None
-    finally:
-        sys.stderr.write("\r" + " " * len(note) + "\r" if note else "")
-    launch(*found, job)
+        try:
+            from mobilenext.main import launch
+        except ModuleNotFoundError as error:
+            if not _is_package_missing(error):
+                raise
+            raise InputError(_missing(str(error.name))) from None
+        launch(lambda: find_job(job)[0], find_schema(job), job)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        raise SystemExit(130) from None
 
 
 def _missing(package: str) -> str:
     """What to do about a package that this Python does not have."""
     said = (
-        f"error: {package} is not installed for {sys.executable}, which runs this command (Python "
+        f"{package} is not installed for {sys.executable}, which runs this command (Python "
         f"{sys.version_info.major}.{sys.version_info.minor})"
     )
     here = Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"

@@ -122,4 +122,4 @@ if __name__ == "__main__":
     if loop == "toy":
         toy_loop.main()
     else:
-        launch(train, TrainConfig, "train")
+        launch(lambda: train, TrainConfig, "train")

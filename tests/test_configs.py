@@ -302,8 +302,8 @@ def test_paper_text_experiment() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("width=0", "width=0.0: expected a width multiplier above 0"),
-        ("width=-1", "above 0"),
+        ("width=0", r"width=0.0: expected a width multiplier in \(0, 10\]"),
+        ("width=-1", "in .0, 10."),
         ("identity=0", r"identity=0.0: expected .*\(0, 1\]"),
         ("identity=7/6", r"\(0, 1\]"),
         ("identity=1/0", "expected a number or a fraction"),

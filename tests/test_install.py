@@ -97,7 +97,7 @@ def test_the_demo_in_an_empty_folder(environment: Path, tmp_path: Path) -> None:
         "print(mobilenext.__file__, timm.create_model('mnext_s'));"
         "from mobilenext.jobs.summary import SummaryConfig, summary;"
         "from mobilenext.main import launch; sys.argv = ['x', 'width=0.35'];"
-        "launch(summary, SummaryConfig, 'summary'); print(os.environ.get('PYTHONPATH'))"
+        "launch(lambda: summary, SummaryConfig, 'summary'); print(os.environ.get('PYTHONPATH'))"
     )
     said = run(environment, tmp_path, "python", "-c", where).stdout
     assert str(environment.parent) in said, "the checkout was imported, not the wheel"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,32 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["widht=0.5"], ["Key 'widht' not in 'TrainConfig'", "did you mean width?"]),
+        (["widht=0.5"], ["error: widht=0.5: there is no key widht; did you mean width? --help"]),
         (["data.rooot=/x"], ["did you mean root?"]),
         (["model.network.dropuot=0"], ["did you mean dropout?"]),
+        (["model.network.depth_mult=1"], ["is added with +model.network.depth_mult=1"]),
         (["lr=0.1"], ["did you mean optimizer.lr?"]),
         (["batch_size=32"], ["did you mean data.global_batch_size?"]),
         (["workers=4"], ["did you mean data.workers?"]),
         (["resume=last.pt"], ["the same command once more", "init_from=FILE"]),
-        (["pretrained=true"], ["init_from=FILE"]),
+        (["pretrained=true"], ["init_from=FILE", "+model.network.pretrained=true"]),
         (["--epochs", "3"], ["error: argument '--epochs': expected key=value", "epochs=3"]),
         (["--batch-size=3"], ["expected key=value, for instance batch_size=3"]),
         (["epochs", "=", "3"], ["expected no spaces around it: epochs=3"]),
         (["width=0,35"], ["expected a decimal point, width=0.35"]),
         (["-m", "width=0,35"], ["expected a decimal point, width=0.35"]),
-        (["model=resnet"], ["Could not find 'model/resnet'", "mobilenetv2", "mobilenext"]),
-        (["width=wide"], ["could not be converted to Float", "full_key: width"]),
-        (["width=0"], ["error: width=0.0: expected a width multiplier above 0"]),
+        (["model=resnet"], ["error: model=resnet: there is no such choice; choices: effi"]),
+        (["model=mobilenxt"], ["did you mean model=mobilenext or model=mobilenetv2?"]),
+        (["modle=mobilenext"], ["there is no key modle; did you mean model?"]),
+        (["data=null"], ["error: data=null: expected the name of a choice"]),
+        (["=3"], ["error: argument '=3': expected key=value"]),
+        (["epochs=1,2"], ["error: epochs=1,2: several values make a sweep, with -m"]),
+        (["optimizer={a"], ["""can't be read as key=value""", """'optimizer="{a"'"""]),
+        (["width=wide"], ["error: width=wide: expected a number, got 'wide'"]),
+        (["epochs=1.5"], ["error: epochs=1.5: expected a whole number, got '1.5'"]),
+        (["width=0"], ["error: width=0.0: expected a width multiplier in (0, 10]"]),
+        (["width=35"], ["error: width=35.0: expected a width multiplier in (0, 10]"]),
+        (["--help", "lr=3"], ["did you mean optimizer.lr?"]),
         (
             ["data=imagefolder", "data.root=nowhere"],
             ["error: data.root=nowhere: expected a folder"],
@@ -55,7 +66,56 @@ def test_one_clear_error_and_nothing_written(
     for message in messages:
         assert message in done.stderr
     assert "Traceback" not in done.stderr
+    for advice in ("To append to your config", "HYDRA_FULL_ERROR", "hydra.cc", "full_key"):
+        assert advice not in done.stderr, "Hydra's own, which is wrong here"
+    assert len(done.stderr.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:
+    done = run("train.py", "lr=0.1", ok=False, env={"HYDRA_FULL_ERROR": "1"})
+    assert "Traceback" in done.stderr
+    assert "ConfigCompositionException" in done.stderr
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_says_what_each_key_means(run, columns: int) -> None:
+    columns_are = {"env": {"COLUMNS": str(columns)}}
+    said = run("train.py", "--help", "model=mobilenetv2", "epochs=7", **columns_are).stdout
+    assert max(map(len, said.splitlines())) <= columns
+    assert "mobilenetv2*" in said
+    keys = said.split("Keys, with this command's values:")[1]
+    for lines in (
+        "\nepochs=7\n    Passes over the training split, cool-down included.\n",
+        "\ndata.mean=[0.31,0.31,0.31]\n    Channel means in [0, 1], RGB.\n",
+        "\nmodel.network._target_=mobilenext.models.MobileNetV2\n",
+        "\ninit_from=null\n",
+    ):
+        assert lines in keys, keys
+
+
+def test_help_of_every_job(run) -> None:
+    for job in SCHEMAS:
+        said = run("train.py" if job == "train" else f"scripts/{job}.py", "-h").stdout
+        assert said.startswith("usage: "), job
+        assert "Hydra's own." in said
+
+
+def test_what_needs_no_torch_is_answered_without_it(run, tmp_path: Path) -> None:
+    """A typo, --help, and a run that is finished: importing torch would take seconds."""
+    run("train.py", *QUICK)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "torch.py").write_text("raise SystemExit('torch was loaded')")
+    without = {**environment(), "PYTHONPATH": str(tmp_path / "none")}
+
+    def answer(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = command("train.py", *arguments)
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=without)
+
+    assert answer(*QUICK).stdout.startswith("already finished: top-1 ")
+    assert answer("--help").stdout.startswith("usage: ")
+    assert answer("lr=0.1").stderr.startswith("error: lr=0.1: there is no key lr")
+    assert answer(*QUICK, "seed=1").stderr == "torch was loaded\n"
 
 
 def told(*arguments: str, job: str = "train", positional: str | None = None) -> Any:

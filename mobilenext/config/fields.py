@@ -61,7 +61,7 @@ def parse_number(value: Any) -> float:
 
 def check_multipliers(width: float, identity: float) -> None:
     """Raise `InputError` unless width is above 0 and identity in (0, 1]."""
-    check(0 < width <= 10, "width", "a width multiplier above 0, for instance 0.5", width)
+    check(0 < width <= 10, "width", "a width multiplier in (0, 10], for instance 0.5", width)
     check(
         0 < identity <= 1,
         "identity",

@@ -6,11 +6,9 @@ reports, signals), `training.step` one optimiser step, `metrics` counts. The net
 the schedule and the data source arrive by `_target_` from the config.
 """
 
-import shlex
 from contextlib import ExitStack
 from typing import Any
 
-from mobilenext import program
 from mobilenext.assembly.data import class_loaders, device_augment, device_batches, mixing
 from mobilenext.assembly.network import (
     averages,
@@ -34,6 +32,7 @@ from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
+from mobilenext.training.endings import already_finished, next_commands
 from mobilenext.training.measures import TOP1
 from mobilenext.training.meter import TrainMeter
 from mobilenext.training.monitor import format_seconds, say
@@ -64,7 +63,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
     folder = RunFolder(config.run_path)
     finished = process.on_main(folder.result)
     if finished is not None:
-        say(_finished_line(finished, config, folder), process)
+        say(already_finished(finished, folder.path, config.output_dir), process)
         return finished
     with ExitStack() as opened:
         # ---- data ----
@@ -221,28 +220,5 @@ def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -
         f"{result['count']:,} held-out {config.data.name} images "
         f"(best epoch: {result['best_epoch']:.0f}, {result['best_top1']:.2f} %) "
         f"in {format_seconds(result['wall_seconds'])}\n"
-        f"run folder: {folder.path}\n{_next_commands(config, folder)}"
-    )
-
-
-def _next_commands(config: TrainConfig, folder: RunFolder) -> str:
-    best, runs = shlex.quote(str(folder.path / "best.pt")), shlex.quote(config.output_dir)
-    return "\n".join(
-        [
-            "next:",
-            f"  {program.beside_python('tensorboard')} --logdir {runs}",
-            f"  {program.command('evaluate')} checkpoint={best}",
-            f"  {program.command('report')} {runs}",
-        ]
-    )
-
-
-def _finished_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -> str:
-    used = result["hardware"]
-    return (
-        f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
-        f"{used['device']}, {used['threads_per_process']} threads each)\n"
-        f"run folder: {folder.path}\n"
-        "to train again, give another seed or output_dir, or delete that folder\n"
-        f"{_next_commands(config, folder)}"
+        f"run folder: {folder.path}\n{next_commands(folder.path, config.output_dir)}"
     )

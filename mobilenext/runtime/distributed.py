@@ -19,6 +19,7 @@ from torch.distributed import (
 )
 
 from mobilenext.errors import InputError, LostProcessError, Preempted, UserError
+from mobilenext.program import launched_by_torchrun
 from mobilenext.runtime.cores import own_allowance, share
 
 T = TypeVar("T")
@@ -143,11 +144,6 @@ class Agreement:
             self.work.wait()
             self.work = None
         return self.sent.bool().tolist()
-
-
-def launched_by_torchrun() -> bool:
-    """Whether torchrun (or something that sets the same variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilenext.errors import Preempted
-from mobilenext.runtime.distributed import Process
+
+if TYPE_CHECKING:  # it loads torch
+    from mobilenext.runtime.distributed import Process
 
 KILL_WAIT_SECONDS = 300.0
 """Time that a task waits after SIGTERM for the signal that may follow it."""
@@ -71,7 +74,7 @@ def join_submitit_tasks() -> None:
 
 
 @contextmanager
-def requeued_if_preempted(process: Process) -> Iterator[None]:
+def requeued_if_preempted(process: "Process") -> Iterator[None]:
     """Send a submitit job that was preempted inside back into the queue, once it has saved.
 
     Raises:

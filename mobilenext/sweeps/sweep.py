@@ -20,10 +20,10 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
+from mobilenext.console import format_seconds, say
 from mobilenext.errors import InputError, UserError
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.training.measures import measure_of
-from mobilenext.training.monitor import format_seconds, say
 from mobilenext.training.run_folder import RunFolder
 
 LOOK_EVERY_SECONDS = 0.2

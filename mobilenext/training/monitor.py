@@ -11,6 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
+from mobilenext.console import format_seconds, say
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.measures import Measure
 from mobilenext.training.meter import Interval
@@ -21,13 +22,6 @@ T = TypeVar("T")
 LINE_EVERY_SECONDS = 10.0
 NOT_PLOTTED = ("kind", "epoch", "step", "count", "unreadable", "seconds_left")
 """Entries of a row of metrics.jsonl that TensorBoard does not get."""
-
-
-def say(text: str, process: Process | None = None) -> None:
-    """Print a line once, from rank 0, without breaking a progress bar."""
-    if process is None or process.is_main:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
 
 class Monitor:
@@ -230,16 +224,3 @@ def _loss(means: dict[str, Any]) -> str:
     loss = "none" if means["loss"] is None else f"{means['loss']:.4f}"
     skipped = means.get("skipped_steps")
     return f"loss {loss}" + (f" ({skipped} steps skipped)" if skipped else "")
-
-
-def format_seconds(seconds: float) -> str:
-    """For instance 45 s, 3 min 20 s, 5 h 02 min, 3 d 04 h."""
-    whole = round(seconds)
-    for unit, size, small_unit, small in (
-        ("d", 86400, "h", 3600),
-        ("h", 3600, "min", 60),
-        ("min", 60, "s", 1),
-    ):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // small:02d} {small_unit}"
-    return f"{whole} s"

@@ -129,7 +129,7 @@ for kill in sys.argv.pop(1).split(","):
         if count:
             owner, name = PLACES[place]
             setattr(owner, name, dying(getattr(owner, name), int(count)))
-        launch(job.prepare_imagenet, job.PrepareImagenetConfig, "prepare_imagenet")
+        launch(lambda: job.prepare_imagenet, job.PrepareImagenetConfig, "prepare_imagenet")
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -1,0 +1,38 @@
+"""The last lines of a run: how it ended, and what is typed next. Loads no torch."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from mobilenext import program
+
+
+def already_finished(result: dict[str, Any], folder: Path, output_dir: str) -> str:
+    """Lines about a run that needs no more training.
+
+    Args:
+        result: Its result.json.
+        folder: Its run folder.
+        output_dir: Folder of run folders, for the report.
+    """
+    used = result["hardware"]
+    return (
+        f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
+        f"{used['device']}, {used['threads_per_process']} threads each)\n"
+        f"run folder: {folder}\n"
+        "to train again, give another seed or output_dir, or delete that folder\n"
+        f"{next_commands(folder, output_dir)}"
+    )
+
+
+def next_commands(folder: Path, output_dir: str) -> str:
+    """Commands of use after a run, as they are typed here."""
+    best, runs = shlex.quote(str(folder / "best.pt")), shlex.quote(output_dir)
+    return "\n".join(
+        [
+            "next:",
+            f"  {program.beside_python('tensorboard')} --logdir {runs}",
+            f"  {program.command('evaluate')} checkpoint={best}",
+            f"  {program.command('report')} {runs}",
+        ]
+    )
