@@ -19,7 +19,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +29,7 @@ from mobilenext.optim import cosine, set_learning_rate
 from mobilenext.runtime.distributed import Process, process_group
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import generator, seed_devices
+from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1
 from mobilenext.training.meter import TrainMeter
 from mobilenext.training.run import Run, RunSettings
@@ -114,7 +114,7 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
         )
         seed_devices("init", 0)
         network = ToyNetwork()
-        average = ModelEmaV3(network, 0.8)
+        average = AveragedWeights(network, 0.8)
         optimizer = torch.optim.SGD(network.parameters(), settings["lr"], momentum=0.9)
         precision = Precision("fp32", process.device)
         several = process.world_size > 1

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +23,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.memory import available_bytes
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
+from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.run import RunSettings
 from mobilenext.training.step import Update
 
@@ -58,11 +57,11 @@ def new_network(
     return network, complexity
 
 
-def averages(network: nn.Module, config: TrainConfig) -> ModelEmaV3 | None:
+def averages(network: nn.Module, config: TrainConfig) -> AveragedWeights | None:
     """Averaged weights of a network, if the config asks for them."""
     if config.ema_decay is None:
         return None
-    return ModelEmaV3(network, config.ema_decay, use_warmup=config.ema_warmup)
+    return AveragedWeights(network, config.ema_decay, config.ema_warmup)
 
 
 def new_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -260,5 +259,7 @@ def _synchronised(network: nn.Module, process: Process) -> nn.Module:
             "batch_norm=sync: torch has synchronised batch norms for CUDA only, and this is "
             f"{process.device.type}; use batch_norm=reduce or broadcast"
         )
+    from timm.layers.norm_act import convert_sync_batchnorm
+
     # Not torch's: it drops the activation that timm's BatchNormAct2d has inside.
     return convert_sync_batchnorm(network)

@@ -1,11 +1,19 @@
-"""Networks and what they cost. Knows nothing of data, training or configs."""
+"""Networks and what they cost. Knows nothing of data, training or configs.
 
-from mobilenext.models import registry as registry  # registers them with timm
+Those that are built on timm or torchvision are loaded when they are asked for: our own need
+neither, and both take seconds and 200 MB in each process.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mobilenext.models.efficientnet import EfficientNet, mnext_l, mnext_s
-from mobilenext.models.libraries import timm_model, torchvision_model
-from mobilenext.models.mobilenetv2 import InvertedResidualVariant, MobileNetV2
 from mobilenext.models.mobilenext import STAGES, MobileNeXt, Stage
 from mobilenext.models.sandglass import BottleneckBlock, SandglassBlock
+
+if TYPE_CHECKING:
+    from mobilenext.models.libraries import timm_model, torchvision_model
+    from mobilenext.models.mobilenetv2 import InvertedResidualVariant, MobileNetV2
 
 __all__ = [
     "STAGES",
@@ -21,3 +29,20 @@ __all__ = [
     "timm_model",
     "torchvision_model",
 ]
+
+OF_LIBRARIES = {
+    "InvertedResidualVariant": "mobilenetv2",
+    "MobileNetV2": "mobilenetv2",
+    "timm_model": "libraries",
+    "torchvision_model": "libraries",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in OF_LIBRARIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{OF_LIBRARIES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *OF_LIBRARIES})

@@ -10,17 +10,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mobilenext.models.parts import Pooling, taken
+
 Step = tuple[str, nn.Module]
-
-
-def pooling(kind: str) -> SelectAdaptivePool2d:
-    """Pooling (N, C, H, W) to (N, C') by avg, max, avgmax or catavgmax; "": none."""
-    return SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
 
 
 def taps(reductions: list[tuple[str, int, int]]) -> list[dict[str, Any]]:
@@ -49,7 +44,7 @@ class Classifier(nn.Module):
     feature_info: list[dict[str, Any]]
     """For each resolution, where it ends: num_chs, reduction (total stride), module."""
     if TYPE_CHECKING:  # TorchScript takes no annotation of a module
-        global_pool: SelectAdaptivePool2d
+        global_pool: Pooling
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +74,7 @@ class Classifier(nn.Module):
         """
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = pooling(global_pool)
+            self.global_pool = Pooling(global_pool)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         layer = self._new_classifier()
         if isinstance(layer, nn.Linear):
@@ -116,9 +111,8 @@ class Classifier(nn.Module):
         del norm
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: expected NCHW, got {output_fmt}")
-        taken, last = feature_take_indices(len(self.feature_info), indices)
-        wanted = [self.feature_info[index]["module"] for index in taken]
-        end = self.feature_info[last]["module"]
+        wanted = [self.feature_info[i]["module"] for i in taken(len(self.feature_info), indices)]
+        end = self.feature_info[max(taken(len(self.feature_info), indices))]["module"]
         found: list[Tensor] = []
         for name, module in self.steps():
             x = self._step(module, x)
@@ -136,7 +130,8 @@ class Classifier(nn.Module):
     ) -> list[int]:
         """Drop what `forward_intermediates` does not need for these indices; returns them."""
         del prune_norm
-        taken, last = feature_take_indices(len(self.feature_info), indices)
+        kept = taken(len(self.feature_info), indices)
+        last = max(kept)
         after = False
         for name, _ in list(self.steps()):
             if after:
@@ -146,7 +141,7 @@ class Classifier(nn.Module):
         self.num_features = self.feature_info[last]["num_chs"]
         if prune_head:
             self.reset_classifier(0, "")
-        return taken
+        return kept
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them."""

@@ -10,13 +10,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.layers.drop import DropPath
-from timm.models._efficientnet_blocks import SqueezeExcite
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
-from mobilenext.models.classifier import Classifier, Step, pooling, taps
+from mobilenext.models.classifier import Classifier, Step, taps
 from mobilenext.models.layers import (
     ActivationLayer,
     NormLayer,
@@ -29,6 +26,7 @@ from mobilenext.models.layers import (
     make_divisible,
 )
 from mobilenext.models.mobilenext import MobileNeXt, Stage
+from mobilenext.models.parts import DropPath, Pooling, SqueezeExcite, checkpointed
 from mobilenext.models.sandglass import Depthwise, SandglassBlock
 
 
@@ -102,8 +100,7 @@ class InvertedResidual(nn.Module):
         squeeze = nn.Identity()
         if se_ratio:
             squeezed = max(1, int(in_channels * se_ratio))
-            activation = type(activation_layer())
-            squeeze = SqueezeExcite(hidden, rd_channels=squeezed, act_layer=activation)
+            squeeze = SqueezeExcite(hidden, squeezed, activation_layer)
         pair = partial(conv_norm, norm_layer=norm_layer, activation_layer=activation_layer)
         linear = partial(conv_norm, norm_layer=norm_layer)
         depthwise = pair(hidden, hidden, kernel_size, stride=stride, groups=hidden)
@@ -266,7 +263,7 @@ class EfficientNet(Classifier):
         self.feature_info = taps(reductions)
         self.num_features = channels
         self.num_classes = num_classes
-        self.global_pool = pooling(global_pool)
+        self.global_pool = Pooling(global_pool)
         self.head_hidden_size = channels * self.global_pool.feat_mult()
         self.dropout = nn.Dropout(dropout)
         self.classifier: nn.Module = nn.Identity()
@@ -297,13 +294,14 @@ class EfficientNet(Classifier):
             "blocks": [(blocks, None), (r"^conv_head|^bn2", (99999,))],
         }
 
+    def _all_blocks(self) -> list[nn.Module]:
+        return [block for stage in self.blocks.children() for block in stage.children()]
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last feature map (N, num_features, h, w)."""
         x = self.act1(self.bn1(self.conv_stem(images)))
         if self.grad_checkpointing and not torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
-            out = checkpoint_seq(self.blocks, x, flatten=True)
-            assert isinstance(out, Tensor)
-            x = out
+            x = checkpointed(self._all_blocks(), x)
         else:
             x = self.blocks(x)
         return self.act2(self.bn2(self.conv_head(x)))

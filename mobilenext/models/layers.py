@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
-from timm.layers.create_conv2d import create_conv2d
 from torch import nn
 
 from mobilenext.errors import InputError
+from mobilenext.models.parts import Conv2dSame
 
 NormLayer = Callable[[int], nn.Module]
 ActivationLayer = Callable[[], nn.Module]
@@ -51,14 +51,11 @@ def conv_norm(
         padding: "" for as much on all sides; "same" for TensorFlow's, which is not symmetric where
             the stride is 2.
     """
-    convolution = create_conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        groups=groups,
-        bias=False,
-        padding=padding,
+    same = padding == "same"
+    kind = Conv2dSame if same and stride > 1 else nn.Conv2d  # at stride 1 all sides get as much
+    around = 0 if kind is Conv2dSame else kernel_size // 2
+    convolution = kind(
+        in_channels, out_channels, kernel_size, stride, around, groups=groups, bias=False
     )
     layers: list[nn.Module] = [convolution, norm_layer(out_channels)]
     if activation_layer is not None:

@@ -4,8 +4,6 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
-import timm
-import torchvision
 from torch import nn
 
 from mobilenext.errors import InputError
@@ -32,6 +30,8 @@ def timm_model(
     Raises:
         InputError: There is no such network, or it does not take the arguments.
     """
+    import timm
+
     _check_knobs("timm's", model_name, width_mult, identity_tensor_multiplier, strides)
     if not timm.is_model(model_name.split(".")[0]):
         raise _unknown("timm", model_name, timm.list_models())
@@ -62,6 +62,8 @@ def torchvision_model(
     Raises:
         InputError: There is no such network, or it does not take the arguments.
     """
+    import torchvision
+
     _check_knobs("torchvision's", model_name, width_mult, identity_tensor_multiplier, strides)
     names = torchvision.models.list_models(module=torchvision.models)
     if model_name not in names:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
-from mobilenext.models.classifier import Classifier, Step, pooling, taps
+from mobilenext.models.classifier import Classifier, Step, taps
 from mobilenext.models.layers import (
     ActivationLayer,
     NormLayer,
@@ -25,6 +24,7 @@ from mobilenext.models.layers import (
     make_divisible,
     relu6,
 )
+from mobilenext.models.parts import Pooling, checkpointed
 from mobilenext.models.sandglass import Depthwise, SandglassBlock, WideBlock
 
 BlockFactory = Callable[..., WideBlock]
@@ -198,7 +198,7 @@ class MobileNeXt(Classifier):
         self.feature_info = taps(reductions)
         self.num_features = channels
         self.num_classes = num_classes
-        self.global_pool = pooling(global_pool)
+        self.global_pool = Pooling(global_pool)
         self.head_hidden_size = channels * self.global_pool.feat_mult()
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Identity())
         self._set_classifier(self._new_classifier())
@@ -225,9 +225,7 @@ class MobileNeXt(Classifier):
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (N, in_chans, H, W) to the last feature map (N, num_features, h, w)."""
         if self.grad_checkpointing and not torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
-            out = checkpoint_seq(self.features, images)
-            assert isinstance(out, Tensor)
-            return out
+            return checkpointed(self.features, images)
         return self.features(images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:

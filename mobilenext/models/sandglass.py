@@ -10,8 +10,6 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
-from timm.layers.drop import DropPath
-from timm.models._efficientnet_blocks import SqueezeExcite
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
@@ -22,6 +20,7 @@ from mobilenext.models.layers import (
     make_divisible,
     relu6,
 )
+from mobilenext.models.parts import DropPath, SqueezeExcite
 
 Depthwise = Literal["both", "first", "last", "none"]
 PLACES = ("first", "reduce", "expand", "last")
@@ -196,8 +195,7 @@ class SandglassBlock(WideBlock):
         se = None
         if se_ratio:
             squeezed = max(1, int(out_channels / reduction_ratio * se_ratio))
-            activation = type(activation_layer())
-            se = SqueezeExcite(out_channels, rd_channels=squeezed, act_layer=activation)
+            se = SqueezeExcite(out_channels, squeezed, activation_layer)
         super().__init__(
             layers,
             thin_end,

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from timm.models import group_parameters
 from torch import nn
 
 
@@ -47,6 +46,8 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
     (`features.3`, `layer1.0`).
     """
     if hasattr(network, "group_matcher"):
+        from timm.models import group_parameters
+
         matcher = network.group_matcher(coarse=False)  # pyright: ignore[reportCallIssue]
         return group_parameters(network, matcher, reverse=True)  # pyright: ignore[reportReturnType]
     numbers: dict[tuple[str, ...], int] = {}

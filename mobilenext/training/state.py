@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.models.weights import fit_weights
 from mobilenext.runtime.distributed import Process
+from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
 from mobilenext.training.meter import TrainMeter
 from mobilenext.training.monitor import say
@@ -41,7 +41,7 @@ class TrainState:
     described: dict[str, Any]
     """Description of the network and its training data: `model`, `classes`, `data`, ..."""
     network: nn.Module
-    ema: ModelEmaV3 | None
+    ema: AveragedWeights | None
     parts: dict[str, Part]
     """Optimisers and other parts with a state, by their names in checkpoints."""
     scaler: torch.amp.GradScaler

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers.conv2d_same import Conv2dSame
 from timm.models import group_parameters
 from timm.models._factory import create_model
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from mobilenext.errors import InputError
 from mobilenext.models import EfficientNet, MobileNeXt, SandglassBlock, mnext_l, mnext_s
 from mobilenext.models.complexity import count_params, measure_complexity
 from mobilenext.models.efficientnet import B0_STAGES, MNEXT_UNUSED_PARAMS
+from mobilenext.models.parts import Conv2dSame
 from tests.models.nontrivial import with_weights
 from tests.models.stated import Block, Stated, difference, drawn, with_tensors
 
