@@ -8,7 +8,7 @@ from mobilenext.data.datasets import (
     imagenette,
     synthetic,
 )
-from mobilenext.data.device import Augment, DeviceBatches, Mixing
+from mobilenext.data.device import Augment, DeviceBatches, Mixing, target_texts
 from mobilenext.data.loader import Loader, eval_loader, train_loader
 from mobilenext.data.sources import ImageData, labels_checksum
 from mobilenext.data.transforms import eval_transform, train_transform
@@ -28,6 +28,7 @@ __all__ = [
     "imagenette",
     "labels_checksum",
     "synthetic",
+    "target_texts",
     "train_loader",
     "train_transform",
 ]

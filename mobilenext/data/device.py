@@ -56,6 +56,11 @@ class DeviceBatches:
             images = images.contiguous()
         return images, targets.to(self.device, non_blocking=True)
 
+    def pictures(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) as they look, uint8 (N, H, W, 3) on the device."""
+        colours = images.permute(0, 2, 3, 1) / self.scale + self.shift
+        return colours.round().clamp(0, 255).to(torch.uint8)
+
     def ahead(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, each copied to a CUDA device while the one before it is being computed.
 
@@ -264,3 +269,23 @@ class Mixing:
             mixed, soft = self.mixup(images[mirrored], labels[mirrored])
         back = mirrored.argsort()
         return mixed[back], soft[back]
+
+
+def target_texts(targets: Tensor, classes: Sequence[str]) -> list[str]:
+    """Targets in words: the class, or a line for each class that a mixed image has, with its share.
+
+    Args:
+        targets: Class indices (N,), or shares of the classes (N, num_classes).
+        classes: Names of all of them.
+    """
+    if targets.ndim == 1:
+        return [classes[int(index)] for index in targets.tolist()]
+    texts = []
+    most = targets.topk(min(2, targets.shape[1]))
+    for shares, indices in zip(*(part.tolist() for part in most), strict=True):
+        pairs = [
+            (share, classes[int(i)]) for share, i in zip(shares, indices, strict=True) if share > 0
+        ]
+        lines = [f"{share:.2f} x {name}" for share, name in pairs]
+        texts.append("\n".join(lines) if len(pairs) > 1 else pairs[0][1])
+    return texts

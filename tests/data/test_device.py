@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as F
 
-from mobilenext.data import Augment, DeviceBatches, Mixing
+from mobilenext.data import Augment, DeviceBatches, Mixing, target_texts
 from mobilenext.errors import InputError
 
 CPU = torch.device("cpu")
@@ -19,6 +19,24 @@ def test_normalise(channels_last: bool) -> None:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     assert images.is_contiguous(memory_format=memory_format)
     assert labels.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalised_images_as_pictures(channels_last: bool) -> None:
+    """Every value comes back; what augmentation has made brighter than white is white."""
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, 16, 16, 3)
+    batches = DeviceBatches((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), CPU, channels_last)
+    images, _ = batches(pixels, torch.arange(2))
+    assert torch.equal(batches.pictures(images), pixels)
+    assert batches.pictures(images + 100).unique().tolist() == [255]
+
+
+def test_targets_in_words() -> None:
+    classes = ("cat", "dog", "elk")
+    assert target_texts(torch.tensor([2, 0]), classes) == ["elk", "cat"]
+    mixed = torch.tensor([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]])
+    assert target_texts(mixed, classes) == ["0.75 x elk\n0.25 x cat", "dog"]
+    assert target_texts(torch.ones(1, 1), ("only",)) == ["only"]
 
 
 def batch(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
