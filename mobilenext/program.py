@@ -1,7 +1,8 @@
 """How this program was started: what Python is given to start it again, and how commands are named.
 
 `python train.py` and `python scripts/evaluate.py` in a checkout, `mobilenext train` or
-`python -m mobilenext train` anywhere. A leaf that every room may import.
+`python -m mobilenext train` anywhere; and whether somebody looks on. A leaf that every room may
+import.
 """
 
 import os
@@ -11,6 +12,11 @@ import sys
 from pathlib import Path
 
 _job: str | None = None
+
+
+def has_terminal() -> bool:
+    """Whether standard error is a terminal that can write a line anew."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def started_as() -> str | None:

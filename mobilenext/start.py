@@ -15,6 +15,7 @@ from typing import Any
 
 import mobilenext.jobs
 from mobilenext.errors import InputError
+from mobilenext.program import has_terminal
 
 
 def job_names() -> list[str]:
@@ -57,7 +58,7 @@ def _is_package_missing(error: ModuleNotFoundError) -> bool:
 
 @contextmanager
 def _note_while_loading() -> Iterator[None]:
-    note = "loading torch ..." if sys.stderr.isatty() else ""
+    note = "loading torch ..." if has_terminal() else ""
     sys.stderr.write(note)
     sys.stderr.flush()
     try:

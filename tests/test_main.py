@@ -284,7 +284,7 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
     assert "645,786 parameters" in lines[0]
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert len(epochs) == 2
-    for word in ("loss", "val top-1", "images/s", "data wait", "left"):
+    for word in ("train loss", "val top-1", "(best), loss", "lr ", "images/s", "data wait", "left"):
         assert word in epochs[0]
     (place,) = [line for line in lines if line.startswith("run folder: ")][1:]
     assert place.startswith("run folder: runs/mobilenext-0.35-synthetic/")
@@ -297,10 +297,11 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
 def test_a_progress_bar_where_there_is_one(tmp_path: Path) -> None:
     steps = ("data.source.train_images=672", "runtime.log_every=2")  # 14
     arguments = command("train.py", *QUICK, *steps)
-    shown, _ = in_terminal(arguments, tmp_path, {**environment(), "COLUMNS": "150"})
+    shown, _ = in_terminal(arguments, tmp_path, environment())
     bar = shown.split("\r")
     assert any("epoch 1/1" in state and "/14" in state for state in bar)
     assert any("train top-1" in state and "images/s" in state for state in bar)
+    assert any("epoch 1/1 evaluation" in state and "1/1" in state for state in bar)
 
 
 def test_a_damaged_image_on_another_rank_is_named(run, tmp_path: Path, photo_folder: Path) -> None:

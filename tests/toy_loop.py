@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mobilenext.data import DeviceBatches
+from mobilenext.data import DeviceBatches, target_texts
 from mobilenext.errors import Preempted, UserError
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score
 from mobilenext.optim import cosine, set_learning_rate
@@ -147,8 +147,10 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
             network.train()
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_labels = step.batch
-                run.show("train/images", pixels)
                 images, labels = to_device(pixels, host_labels)
+                if step.number == 0:
+                    captions = target_texts(labels, "abcd")
+                    run.show("train/images", to_device.pictures(images), captions)
                 set_learning_rate(optimizer, step.lr)
                 seed_devices("step", 0, step.number, process.rank)
                 step.measured = update((images, labels, labels), SmoothedCrossEntropy())
@@ -158,7 +160,7 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
                 epoch,
                 lambda weights: score(
                     weights, loaders.val, to_device, process, 2 * SHARE * len(loaders.val),
-                    run.interrupted,
+                    run.interrupted, run.evaluating,
                 ),
             )  # fmt: skip
         return run.finish({"model": "toy"}, {"lr": settings["lr"]}, shown=("top1",))

@@ -26,7 +26,7 @@ from mobilenext.metrics.classification import check_logits
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.seeding import generator
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.weights_files import load_into
 
 SLACK = 1 << 24

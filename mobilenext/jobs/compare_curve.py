@@ -22,7 +22,7 @@ from mobilenext.tables import (
     released_recipe,
     tag_meanings,
 )
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
 
 

@@ -21,7 +21,7 @@ from mobilenext.errors import InputError
 from mobilenext.metrics.classification import score
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.provenance import provenance
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights
 
@@ -70,8 +70,11 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     network = rebuilt(model, tensors, path, data.eval_size, data.eval_batch_size).to(process.device)
 
     to_device = device_batches(data, process, config.runtime.channels_last)
-    with closing(validation_loader(data, images, process)) as loader:
-        scores = score(network, loader, to_device, process, len(images.val))
+    with (
+        closing(validation_loader(data, images, process)) as loader,
+        Progress("evaluation", "batches", len(loader), 0, process, lines=False) as progress,
+    ):
+        scores = score(network, loader, to_device, process, len(images.val), shown=progress.through)
     assert scores is not None  # nobody interrupts it
     if not math.isfinite(scores["loss"]):
         raise InputError(f"{path}: the loss on {data.name} is {scores['loss']}, no finite number")

@@ -19,7 +19,7 @@ from mobilenext.deploy.hub.trained import Trained, read_trained, weights_file
 from mobilenext.deploy.hub.upload import CARD, CONFIG, WEIGHTS, check_output, publish, push
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 
 
 @dataclass

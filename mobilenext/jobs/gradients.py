@@ -47,7 +47,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 from mobilenext.runtime.provenance import provenance
 from mobilenext.seeding import generator, seed_devices
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights
 

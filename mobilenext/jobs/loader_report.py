@@ -51,7 +51,7 @@ from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import generator
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.run import PREFETCH
 
 

@@ -6,7 +6,6 @@ silently, and the report names all files that are odd.
 """
 
 import shutil
-import sys
 import warnings
 import zlib
 from collections import deque
@@ -20,7 +19,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 from timm.data.imagenet_info import ImageNetInfo
-from tqdm import tqdm
 
 from mobilenext.config.fields import check, check_choice, path_field
 from mobilenext.data import ImageData, native, restart
@@ -46,7 +44,7 @@ from mobilenext.data.webdataset import webdataset
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 
 
@@ -167,15 +165,9 @@ def _write(
     splits = _splits(data)
     chosen = {split: _chosen(len(images), config.limit) for split, images in splits.items()}
     done = {split: len(writer.parts[split]) * PART for split in SPLITS}
-    bar = tqdm(
-        total=sum(len(indices) for indices in chosen.values()),
-        initial=sum(min(done[split], len(chosen[split])) for split in SPLITS),
-        desc="prepare",
-        unit="image",
-        smoothing=0.05,
-        mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-    stack.callback(bar.close)
+    count = sum(len(indices) for indices in chosen.values())
+    before = sum(min(done[split], len(chosen[split])) for split in SPLITS)
+    progress = stack.enter_context(Progress("prepare", "images", count, before))
     pool = ThreadPoolExecutor(workers)
     stack.callback(pool.shutdown, cancel_futures=True)
     for split in SPLITS:
@@ -188,7 +180,7 @@ def _write(
             note.count(outcome)
             if outcome.record is not None:
                 writer.add(split, outcome.record)
-            bar.update()
+            progress.move(progress.done + 1)
             if number % PART == 0 or number == len(rest):
                 writer.end_part(split, note.plain())
                 note = Tally()
@@ -380,15 +372,12 @@ def _verify(output: Path, workers: int) -> dict[str, Any]:
     try:
         for images in (data.train, data.val):
             assert isinstance(images, PackImages)
-            for problem in tqdm(
-                _ahead(images.problem, np.arange(len(images)), pool, 8 * workers),
-                total=len(images),
-                desc=f"verify {images.split}",
-                unit="image",
-            ):
-                total += 1
-                if problem is not None:
-                    problems.append(problem)
+            outcomes = _ahead(images.problem, np.arange(len(images)), pool, 8 * workers)
+            with Progress(f"verify {images.split}", "images", len(images)) as progress:
+                for problem in progress.through(outcomes):
+                    total += 1
+                    if problem is not None:
+                        problems.append(problem)
     finally:
         pool.shutdown(cancel_futures=True)
     if problems:

@@ -9,7 +9,7 @@ from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import measured_results, read_results
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 
 
 @dataclass

@@ -9,7 +9,7 @@ from mobilenext.config.targets import build
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import PublishedRow, published_rows, tag_meanings
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 
 
 @dataclass

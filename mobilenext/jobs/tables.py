@@ -24,7 +24,7 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 
 
 @dataclass

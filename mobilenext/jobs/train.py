@@ -25,7 +25,7 @@ from mobilenext.assembly.network import (
 )
 from mobilenext.config import TrainConfig, to_plain, to_yaml
 from mobilenext.config.targets import build
-from mobilenext.data import ImageData
+from mobilenext.data import ImageData, target_texts
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score
 from mobilenext.models.complexity import Complexity
 from mobilenext.optim import set_learning_rate
@@ -35,7 +35,7 @@ from mobilenext.seeding import seed_devices
 from mobilenext.training.endings import already_finished, next_commands
 from mobilenext.training.measures import TOP1
 from mobilenext.training.meter import TrainMeter
-from mobilenext.training.monitor import format_seconds, say
+from mobilenext.training.progress import format_seconds, say
 from mobilenext.training.run import Run
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.state import TrainState
@@ -99,9 +99,11 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             train_mode(network, config.freeze_backbone)
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_labels = step.batch
-                run.show("train/images", pixels)
                 inputs, labels = to_device(pixels, host_labels, augment.at(epoch, step.index))
                 inputs, targets = mix(inputs, labels, epoch, step.index)
+                if step.number == 0:
+                    captions = target_texts(targets, images.classes)
+                    run.show("train/images", to_device.pictures(inputs), captions)
                 set_learning_rate(optimizer, step.lr)
                 seed_devices("step", config.seed, step.number, process.rank)
                 step.measured = update((inputs, targets, labels), loss)
@@ -110,9 +112,10 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             run.end_epoch(
                 epoch,
                 lambda weights: score(
-                    weights, loaders.val, to_device, process, len(images.val), run.interrupted
+                    weights, loaders.val, to_device, process, len(images.val), run.interrupted,
+                    run.evaluating,
                 ),
-            )
+            )  # fmt: skip
         result = run.finish(
             _entries(config, run, cost, precision),
             _hyperparameters(config, precision),

@@ -1,6 +1,6 @@
 """Accuracy of a classifier: each image exactly once, for any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ def score(
     process: Process,
     expected: int,
     interrupted: Callable[[], bool] = lambda: False,
+    shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any] | None:
     """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
 
@@ -34,6 +35,7 @@ def score(
         process: This process.
         expected: Images of all processes together.
         interrupted: Asked before each batch; where it returns True, this process gives up.
+        shown: Passes this process's batches on, and shows how far they are.
 
     Returns:
         top1, top5, loss, count; unreadable: images that are not part of the count. None if any
@@ -46,7 +48,7 @@ def score(
     exact = torch.float32 if process.device.type == "mps" else torch.float64
     sums = torch.zeros(4, dtype=exact, device=process.device)
     gave_up = interrupted()
-    for pixels, host_labels in to_device.ahead(loader.epoch(0)):
+    for pixels, host_labels in to_device.ahead(shown(loader.epoch(0))):
         gave_up = gave_up or interrupted()
         if gave_up:
             break

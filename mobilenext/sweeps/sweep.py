@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-from mobilenext.console import format_seconds, say
 from mobilenext.errors import InputError, UserError
+from mobilenext.program import has_terminal
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.training.measures import measure_of
+from mobilenext.training.progress import format_seconds, say
 from mobilenext.training.run_folder import RunFolder
 
 LOOK_EVERY_SECONDS = 0.2
@@ -313,7 +314,7 @@ class View:
         self.bars: list[tqdm[Any]] = []
 
     def __enter__(self) -> "View":
-        if sys.stderr.isatty():
+        if has_terminal():
             width = max(len(job.label) for job in self.jobs)
             for place, job in enumerate(self.jobs):
                 text: Any = [""]  # a string would come with a comma before it

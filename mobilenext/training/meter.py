@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -59,8 +59,8 @@ class Interval:
     """Seconds in which rank 0 waited for the loader."""
 
     def __add__(self, other: "Interval") -> "Interval":
-        pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
-        return Interval(*[one + two for one, two in pairs])
+        names = self.__dataclass_fields__
+        return Interval(*[getattr(self, name) + getattr(other, name) for name in names])
 
     def means(self, counted: Measure | None = TOP1) -> dict[str, float | None]:
         """Means over the interval, as they are reported.
@@ -83,6 +83,18 @@ class Interval:
         }
 
 
+@dataclass
+class Glance:
+    """Losses and hits on their way from the device, which nobody waits for."""
+
+    numbers: Tensor
+    """Losses of some steps and, below them, correct predictions; (2, steps), on the host."""
+    arrived: torch.cuda.Event | None
+    """When they can be read; None: at once."""
+    known: Interval
+    """What the host knows of these steps: images and times."""
+
+
 class TrainMeter:
     """Collects losses and correct predictions without waiting for the device.
 
@@ -98,10 +110,13 @@ class TrainMeter:
         self.interval, self.epoch = Interval(), Interval()
         """Since the last report, and since the beginning of the epoch; both over all sessions."""
         self.skips_in_a_row = 0
-        self.losses: list[Tensor] = []
-        self.correct: list[Tensor] = []
-        self.finite: list[Tensor] = []
-        self.images = 0
+        self.pending: list[Measured] = []
+        self.points_due: list[int] = []
+        """Numbers of pending steps after which the interval so far is a point of the curves."""
+        self.points: list[tuple[int, Interval]] = []
+        self.latest = Interval()
+        """The epoch's newest interval that has been closed."""
+        self.glance: Glance | None = None
         self.waited = 0.0
         self.started = self.ticked = time.perf_counter()
 
@@ -118,12 +133,16 @@ class TrainMeter:
             self.waited += time.perf_counter() - asked
             yield batch
 
-    def add(self, measured: Measured) -> None:
-        """Note one optimiser step of this rank."""
-        self.losses.append(measured.loss)
-        self.correct.append(measured.correct)
-        self.finite.append(measured.finite)
-        self.images += measured.images
+    def add(self, measured: Measured, point: bool = False) -> None:
+        """Note one optimiser step of this rank.
+
+        Args:
+            measured: Its measurements.
+            point: Whether the interval so far is to be told by `take_points`.
+        """
+        self.pending.append(measured)
+        if point:
+            self.points_due.append(len(self.pending))
 
     def collect(self, step: int) -> int | None:
         """Add the steps up to `step` to the interval: the one place that waits for the device.
@@ -132,51 +151,91 @@ class TrainMeter:
             The first step that must not have been: its loss or gradient is not finite, or it is one
             skipped step too many in a row. Steps count from 1. None if all is well.
         """
-        if not self.losses:
+        if not self.pending:
             return None
-        ranks = self.process.world_size
-        first = step - len(self.losses) + 1
+        ranks, count = self.process.world_size, len(self.pending)
+        first = step - count + 1
+        parts = zip(*[(m.loss, m.finite, m.correct) for m in self.pending], strict=True)
         # Float64 sums of a few float32 values are exact, so they do not depend on how the steps are
         # divided between two calls, nor on the order in which ranks are added.
-        exact = torch.float32 if self.losses[0].device.type == "mps" else torch.float64
-        sums = torch.cat(
-            [torch.stack(values).to(exact) for values in (self.losses, self.finite, self.correct)]
-        )
-        count = len(self.losses)
+        exact = torch.float32 if self.pending[0].loss.device.type == "mps" else torch.float64
+        sums = torch.cat([torch.stack(values).to(exact) for values in parts])
         totals = self.process.all_reduce_sum(sums).tolist()
-        losses, finite, correct = totals[:count], totals[count : 2 * count], totals[2 * count :]
-        bad_step, loss_sum, counted, skipped = None, self.interval.loss_sum, 0, 0
-        for number, (loss, is_finite) in enumerate(zip(losses, finite, strict=True)):
-            if math.isfinite(loss):
-                loss_sum += loss / ranks
-                counted += 1
-                if is_finite == ranks:
-                    self.skips_in_a_row = 0
-                    continue
-            skipped += 1
-            self.skips_in_a_row += 1
-            expected = self.skips or (self.scaled and math.isfinite(loss))
+        now = time.perf_counter()
+        seconds = now - self.started
+        self.clock.train_seconds += seconds
+        self.clock.wait_seconds += self.waited
+        bad_step = None
+        steps = zip(totals[:count], totals[count : 2 * count], totals[2 * count :], strict=True)
+        for number, (loss, finite, correct) in enumerate(steps):
+            has_loss = math.isfinite(loss)
+            applied = has_loss and finite == ranks
+            self.skips_in_a_row = 0 if applied else self.skips_in_a_row + 1
+            expected = applied or self.skips or (self.scaled and has_loss)
             if not expected or self.skips_in_a_row > MOST_SKIPS_IN_A_ROW:
                 bad_step = first + number
                 break
-        now = time.perf_counter()
-        read = Interval(
-            steps=count,
-            images=self.images * ranks,
-            losses=counted,
-            correct=sum(round(value) for value in correct if math.isfinite(value)),
-            skipped=skipped,
-            seconds=now - self.started,
-            waited=self.waited,
-        )
-        # The loss goes on from the sum so far, not by adding two sums: rounding is then the same.
-        self.interval = Interval(**{**asdict(self.interval + read), "loss_sum": loss_sum})
-        self.clock.train_seconds += read.seconds
-        self.clock.wait_seconds += read.waited
-        self.clock.images += read.images
-        self.losses, self.correct, self.finite, self.images = [], [], [], 0
+            self.interval += Interval(
+                steps=1,
+                images=self.pending[number].images * ranks,
+                loss_sum=loss / ranks if has_loss else 0.0,
+                losses=int(has_loss),
+                correct=round(correct),
+                skipped=int(not applied),
+                seconds=seconds / count,
+                waited=self.waited / count,
+            )
+            if number + 1 in self.points_due:
+                self.points.append((first + number, self.interval))
+        self.clock.images += sum(measured.images for measured in self.pending) * ranks
+        self.pending, self.points_due, self.glance = [], [], None
         self.started, self.waited = now, 0.0
         return bad_step
+
+    def take_points(self) -> list[tuple[int, Interval]]:
+        """Points of the curves that have been collected: a step, and its interval up to there."""
+        points, self.points = self.points, []
+        return points
+
+    def recent(self) -> Interval | None:
+        """Sums of about the last interval, to be looked at; never waits for the device.
+
+        What is not collected yet is this rank's share, taken for all ranks.
+
+        Returns:
+            None if the device has not come that far; to be asked again after the next step.
+        """
+        past = self.latest + self.interval
+        if not self.pending:
+            return past
+        if self.glance is None:
+            self.glance = self._glance()
+        if self.glance.arrived is not None and not self.glance.arrived.query():
+            return None
+        seen, self.glance = self.glance, None
+        losses, correct = seen.numbers.tolist()
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        right = round(sum(correct)) * self.process.world_size
+        return past + replace(seen.known, loss_sum=sum(finite), losses=len(finite), correct=right)
+
+    def _glance(self) -> Glance:
+        """Have the pending steps' numbers sent to the host, behind what the device has to do."""
+        device, steps = self.pending[0].loss.device, len(self.pending)
+        losses = torch.stack([measured.loss for measured in self.pending])
+        correct = torch.stack([measured.correct for measured in self.pending])
+        numbers = torch.stack([losses.float(), correct.float()])
+        arrived = None
+        if device.type == "cuda":  # other devices' copies are there when they come back
+            numbers = numbers.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(torch.cuda.current_stream(device))
+        known = Interval(
+            steps=steps,
+            images=sum(measured.images for measured in self.pending) * self.process.world_size,
+            seconds=time.perf_counter() - self.started,
+            waited=self.waited,
+        )
+        return Glance(numbers, arrived, known)
 
     def pause(self) -> None:
         """Leave the time since the last `collect` out: it went to something else than training."""
@@ -186,11 +245,12 @@ class TrainMeter:
         """End the interval whose steps have been collected."""
         closed, self.interval = self.interval, Interval()
         self.epoch += closed
+        self.latest = closed
         return closed
 
     def close_epoch(self) -> Interval:
         """End the epoch, all its intervals closed."""
-        closed, self.epoch = self.epoch, Interval()
+        closed, self.epoch, self.latest = self.epoch, Interval(), Interval()
         return closed
 
     def to_plain(self) -> dict[str, Any]:

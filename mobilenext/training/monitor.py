@@ -1,25 +1,22 @@
 """Reports of a run while it goes: lines or a progress bar, metrics.jsonl, TensorBoard."""
 
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
-from torchvision.utils import make_grid
-from tqdm import tqdm
 
-from mobilenext.console import format_seconds, say
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.measures import Measure
-from mobilenext.training.meter import Interval
+from mobilenext.training.meter import Interval, TrainMeter
+from mobilenext.training.pictures import contact_sheet
+from mobilenext.training.progress import Progress, format_seconds, say
 from mobilenext.training.run_folder import RunFolder
 
 T = TypeVar("T")
 
-LINE_EVERY_SECONDS = 10.0
 NOT_PLOTTED = ("kind", "epoch", "step", "count", "unreadable", "seconds_left")
 """Entries of a row of metrics.jsonl that TensorBoard does not get."""
 
@@ -52,11 +49,10 @@ class Monitor:
     ) -> None:
         self.folder, self.process, self.measure = folder, process, measure
         self.epochs, self.steps_per_epoch, self.first_step = epochs, steps_per_epoch, first_step
-        self.started = self.last_line = time.monotonic()
+        self.started = time.monotonic()
         self.board: SummaryWriter | None = None
-        self.bar: tqdm[Any] | None = None
+        self.progress: Progress | None = None
         self.counted = measure if measure.counted_in_training else None
-        self.shown: set[str] = set()
         if process.is_main:
             kept = folder.rewind_metrics(first_step, first_epoch)
             # TensorBoard can only drop all of a step. Where an epoch's evaluation is still to come,
@@ -75,24 +71,40 @@ class Monitor:
             with self.folder.writable():
                 self.board.add_text("config", f"```yaml\n{config_yaml}\n```", self.first_step)
 
-    def show_once(self, name: str, pictures: Tensor) -> None:
-        """Show some of the first pictures of a name, uint8 (N, H, W, 3), in TensorBoard."""
-        if self.board is not None and name not in self.shown:
-            self.shown.add(name)
-            grid = make_grid(pictures[:16].permute(0, 3, 1, 2), nrow=8)
+    def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
+        """Show some pictures, uint8 (N, H, W, 3), with what is said of each, in TensorBoard."""
+        if self.board is not None:
             with self.folder.writable():
-                self.board.add_image(name, grid, self.first_step)
+                sheet = contact_sheet(pictures, captions)
+                self.board.add_image(name, sheet, self.first_step, dataformats="HWC")
 
     def steps(self, batches: Iterable[T], epoch: int, first: int) -> Iterator[T]:
-        """Pass an epoch's batches on, from batch `first`; moves a bar if there is a terminal."""
-        if not self.process.is_main or not sys.stderr.isatty():
+        """Pass an epoch's batches on, from batch `first`; `step` then tells how far it is."""
+        title, total = self._title(epoch), self.steps_per_epoch
+        with Progress(title, "steps", total, first, self.process) as self.progress:
             yield from batches
+
+    def evaluation(self, batches: Iterable[T], epoch: int, total: int) -> Iterator[T]:
+        """Pass the batches of an evaluation on; moves a bar if there is a terminal."""
+        title = f"{self._title(epoch)} evaluation"
+        with Progress(title, "batches", total, 0, self.process, lines=False) as self.progress:
+            yield from self.progress.through(batches)
+
+    def step(self, epoch: int, step: int, meter: TrainMeter) -> None:
+        """Tell how far the run is after `step`, if it is time to; never waits for the device."""
+        done = step - epoch * self.steps_per_epoch
+        due = self.progress is not None and self.progress.is_due(done)
+        if not due or done == self.steps_per_epoch:  # the epoch's own line follows its end
             return
-        title = f"epoch {epoch + 1}/{self.epochs}"
-        total = self.steps_per_epoch
-        with tqdm(batches, title, total, leave=False, unit="step", initial=first) as self.bar:
-            yield from self.bar
-        self.bar = None
+        recent = meter.recent()
+        if recent is not None:
+            assert self.progress is not None
+            self.progress.tell(*self._texts(recent.means(self.counted), step))
+
+    def point(self, step: int, lr: float, interval: Interval) -> None:
+        """Plot an interval as far as `step`."""
+        if self.board is not None:
+            self._scalars("train", {"lr": lr, **interval.means(self.counted)}, step)
 
     def interval(self, epoch: int, step: int, lr: float, interval: Interval) -> None:
         """Report a logging interval that ended with `step`."""
@@ -104,24 +116,26 @@ class Monitor:
             | {"seconds_left": self._seconds_left(step)}
         )
         self._scalars("train", {"lr": lr, **means}, step)
-        text = (
-            f"{_loss(means)}  {self._train_share(means)}"
-            f"{self._pace(means)}  left {self._time_left(step)}"
-        )
-        if self.bar is not None:
-            self.bar.set_postfix_str(text)
-            return
-        done = step - epoch * self.steps_per_epoch
-        due = time.monotonic() - self.last_line > LINE_EVERY_SECONDS
-        if due and done < self.steps_per_epoch:  # the epoch's own line follows its end
-            self._line(
-                f"epoch {epoch + 1}/{self.epochs} step {done}/{self.steps_per_epoch}  {text}"
-            )
 
     def epoch(
-        self, epoch: int, step: int, interval: Interval, scores: dict[str, dict[str, Any]]
+        self,
+        epoch: int,
+        step: int,
+        lr: float,
+        interval: Interval,
+        scores: dict[str, dict[str, Any]],
+        best: str | None,
     ) -> None:
-        """Report the end of an epoch: its sums, and scores by the weights' name, `val` or `ema`."""
+        """Report the end of an epoch.
+
+        Args:
+            epoch: From 0 on.
+            step: Steps of the run so far.
+            lr: Learning rate of the last one.
+            interval: The epoch's sums.
+            scores: By the weights' name, `val` or `ema`.
+            best: Those of these weights that are the best of the run so far, if any are.
+        """
         if self.board is None:
             return
         means = interval.means(self.counted)
@@ -133,14 +147,13 @@ class Monitor:
             self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **values})
             self._scalars(kind, values, step)
         self.flush()
-        texts = "  ".join(
-            f"{kind} {self.measure.text(values[self.measure.key])}"
-            for kind, values in scores.items()
-        )
-        self._line(
-            f"epoch {epoch + 1}/{self.epochs}  {_loss(means)}  {texts}  "
-            f"{self._pace(means)}  left {self._time_left(step)}"
-        )
+        texts = [f"train {_loss(means)}"]
+        for kind, values in scores.items():
+            mark = " (best)" if kind == best else ""
+            score = self.measure.text(values[self.measure.key])
+            texts.append(f"{kind} {score}{mark}, loss {values['loss']:.4f}")
+        texts += [f"lr {lr:.3g}", *_pace(means), f"left {self._time_left(step)}"]
+        say("  ".join([self._title(epoch), *texts]))
 
     def hyperparameters(
         self,
@@ -186,7 +199,9 @@ class Monitor:
                 self.folder.sync_metrics()
 
     def close(self) -> None:
-        """Finish the TensorBoard file."""
+        """Finish the TensorBoard file, and remove what a bar has left."""
+        if self.progress is not None:
+            self.progress.close()
         if self.board is not None:
             with self.folder.writable():
                 self.board.close()
@@ -198,19 +213,22 @@ class Monitor:
                 if value is not None and name not in NOT_PLOTTED:
                     self.board.add_scalar(f"{kind}/{name}", value, step)
 
-    def _line(self, text: str) -> None:
-        self.last_line = time.monotonic()
-        say(text)
+    def _title(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self.epochs}"
 
-    def _train_share(self, means: dict[str, Any]) -> str:
-        """Share of correct predictions among training images, if it is counted."""
-        value = means.get(self.measure.key)
-        return "" if value is None else f"train {self.measure.text(value)}  "
-
-    @staticmethod
-    def _pace(means: dict[str, Any]) -> str:
-        share = means["data_wait_share"]
-        return f"{means['images_per_second']:,.0f} images/s  data wait {share:.0%}"
+    def _texts(self, means: dict[str, Any], step: int) -> Iterator[list[str]]:
+        """How training goes, in parts: in full, and as 80 columns have room for it."""
+        measure, share = self.measure, means.get(self.measure.key)
+        pace, left = means["images_per_second"], self._seconds_left(step)
+        counted = [] if share is None else [measure.text(share)]
+        yield [_loss(means), *[f"train {text}" for text in counted], *_pace(means),
+               f"left {format_seconds(left)}"]  # fmt: skip
+        loss = "none" if means["loss"] is None else f"{means['loss']:.3f}"
+        unit = measure.unit.strip()
+        counted = [] if share is None else [f"{measure.label} {share:.1f}{unit}"]
+        rate = f"{pace:,.0f}" if pace < 10_000 else f"{pace / 1000:.1f}k"
+        yield [f"loss {loss}", *counted, f"{rate} images/s",
+               f"left {format_seconds(left, short=True)}"]  # fmt: skip
 
     def _seconds_left(self, step: int) -> float:
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
@@ -224,3 +242,8 @@ def _loss(means: dict[str, Any]) -> str:
     loss = "none" if means["loss"] is None else f"{means['loss']:.4f}"
     skipped = means.get("skipped_steps")
     return f"loss {loss}" + (f" ({skipped} steps skipped)" if skipped else "")
+
+
+def _pace(means: dict[str, Any]) -> tuple[str, str]:
+    share = means["data_wait_share"]
+    return f"{means['images_per_second']:,.0f} images/s", f"data wait {share:.0%}"

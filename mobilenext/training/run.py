@@ -7,12 +7,12 @@ the network, has no hooks and is not subclassed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from mobilenext.runtime.memory import return_kept_memory
 from mobilenext.runtime.provenance import provenance
 from mobilenext.training.checkpoint import Checkpoints
 from mobilenext.training.meter import Clock
-from mobilenext.training.monitor import Monitor, say
+from mobilenext.training.monitor import Monitor
+from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.session import Session
 from mobilenext.training.state import Scores, TrainState
@@ -31,9 +32,13 @@ from mobilenext.training.step import Measured
 from mobilenext.training.unreadable import Loaders, gather_unreadable
 from mobilenext.training.weights_files import save_weights
 
+T = TypeVar("T")
+
 PREFETCH = 4
 """Batches before the end of an epoch at which those of the evaluation are begun: the threads of
 training have nothing left to decode by then."""
+POINTS = 8
+"""Points that the curves have, about, in an epoch that is shorter than a logging interval."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,16 @@ class Run:
 
     def _after(self, step: Step, measured: Measured, last: bool) -> None:
         self.state.stepped()
-        self.state.meter.add(measured)
-        if step.index + PREFETCH == len(self.loaders.train):
+        done, steps, log_every = step.index + 1, len(self.loaders.train), self.settings.log_every
+        reports = done % log_every == 0 or last
+        on_the_way = steps <= log_every and done % math.ceil(steps / POINTS) == 0
+        self.state.meter.add(measured, point=on_the_way and not reports)
+        if step.index + PREFETCH == steps:
             self.loaders.val.prefetch(0)
-        if (step.index + 1) % self.settings.log_every == 0 or last:
+        if reports:
             self._collect()
             self.monitor.interval(step.epoch, self.state.step, step.lr, self.state.meter.close())
+        self.monitor.step(step.epoch, self.state.step, self.state.meter)
         due = not last and self.checkpoints.due(self.state.step)
         stop, save = self.session.after(self.state.step, due)
         if stop or (save and not last):
@@ -176,9 +185,13 @@ class Run:
         if stop:
             raise self.session.preempted()
 
-    def show(self, name: str, pictures: Tensor) -> None:
-        """Show pictures, uint8 (N, H, W, 3), in TensorBoard; only the first of a name."""
-        self.monitor.show_once(name, pictures)
+    def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
+        """Show some of the pictures, uint8 (N, H, W, 3), with their captions in TensorBoard."""
+        self.monitor.show(name, pictures, captions)
+
+    def evaluating(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass the batches of an evaluation on; a terminal shows how far it is."""
+        return self.monitor.evaluation(batches, self.state.epoch, len(self.loaders.val))
 
     def interrupted(self) -> bool:
         """Whether this process got a signal; asked between the batches of an evaluation."""
@@ -208,7 +221,9 @@ class Run:
         if not all(math.isfinite(values["loss"]) for values in scores.values()):
             raise self._diverged(state.step)
         state.record(scores)
-        self.monitor.epoch(epoch, state.step, state.meter.close_epoch(), scores)
+        best = state.headline if state.is_best else None
+        lr = self.rate(state.step - 1)
+        self.monitor.epoch(epoch, state.step, lr, state.meter.close_epoch(), scores, best)
         last = epoch + 1 == self.settings.epochs
         if last or state.is_best or self.process.on_main(self.checkpoints.affordable):
             self.save()
@@ -282,6 +297,8 @@ class Run:
         bad_step = self.state.meter.collect(self.state.step)
         if bad_step is not None:
             raise self._diverged(bad_step)
+        for number, interval in self.state.meter.take_points():
+            self.monitor.point(number, self.rate(number - 1), interval)
 
     def _check_weights(self) -> None:
         """The last step's update may have gone too far though its gradient was finite."""

@@ -13,7 +13,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
 from mobilenext.training.meter import TrainMeter
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.weights_files import load_into, read_weights, sha256_of
 
 Scores = dict[str, dict[str, Any]]

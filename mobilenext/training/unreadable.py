@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mobilenext.data import Loader
 from mobilenext.runtime.distributed import Process
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.state import TrainState
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mobilenext.runtime.distributed import Process
-from mobilenext.training.meter import MOST_SKIPS_IN_A_ROW, TrainMeter
-from mobilenext.training.monitor import format_seconds
+from mobilenext.training.meter import MOST_SKIPS_IN_A_ROW, Interval, TrainMeter
+from mobilenext.training.progress import format_seconds
 from mobilenext.training.step import Measured
 
 CPU = Process(torch.device("cpu"))
@@ -108,9 +108,84 @@ def test_a_checkpoint_within_an_interval_changes_no_number() -> None:
     assert resumed.clock.images == whole.clock.images == 200
 
 
+def test_points_on_the_way_are_the_interval_so_far() -> None:
+    """The same ones with a checkpoint in between."""
+    losses = [1.0, 2.0, 6.0, 3.0, 8.0]
+
+    def points(*sessions: int) -> list[tuple[int, float | None, int]]:
+        meter, told = TrainMeter(CPU), []
+        for number, loss in enumerate(losses, 1):
+            meter.add(Measured(torch.tensor(loss), torch.tensor(2), YES, 4), point=number % 2 == 0)
+            if number in (*sessions, len(losses)):
+                meter.collect(number)
+                told += meter.take_points()
+                plain, meter = meter.to_plain(), TrainMeter(CPU)
+                meter.restore(plain)
+        return [(step, sums.means()["loss"], sums.images) for step, sums in told]
+
+    assert points() == points(1) == points(2, 3) == [(2, 1.5, 8), (4, 3.0, 16)]
+
+
+def test_a_look_at_what_is_not_collected_yet() -> None:
+    meter = TrainMeter(Process(torch.device("cpu"), world_size=2))
+    assert meter.recent() == Interval()
+    add(meter, 1.0, math.nan, 3.0)
+    recent = meter.recent()
+    assert recent is not None
+    assert recent.means()["loss"] == 2.0
+    assert (recent.steps, recent.images, recent.correct) == (3, 24, 12)  # of both ranks
+    assert recent.seconds > 0
+    assert meter.interval == Interval()
+
+
+def test_a_look_goes_back_as_far_as_the_last_interval() -> None:
+    meter = TrainMeter(CPU)
+    for step, loss in enumerate([1.0, 2.0, 6.0], 1):
+        add(meter, loss)
+        meter.collect(step)
+        meter.close()
+    add(meter, 4.0)
+    recent = meter.recent()
+    assert recent is not None
+    assert (recent.steps, recent.means()["loss"]) == (2, 5.0)
+    meter.collect(4)
+    meter.close()
+    meter.close_epoch()
+    assert meter.recent() == Interval()
+
+
+class Copying:
+    """An event of a device that has not come so far."""
+
+    there = False
+
+    def query(self) -> bool:
+        return self.there
+
+
+def test_a_look_never_waits() -> None:
+    meter, event = TrainMeter(CPU), Copying()
+    add(meter, 1.0)
+    meter.glance = meter._glance()
+    meter.glance.arrived = event  # pyright: ignore[reportAttributeAccessIssue]
+    add(meter, 9.0)
+    assert meter.recent() is None
+    event.there = True
+    recent = meter.recent()
+    assert recent is not None
+    assert (recent.steps, recent.means()["loss"]) == (1, 1.0)
+    meter.glance = meter._glance()
+    meter.glance.arrived = Copying()  # pyright: ignore[reportAttributeAccessIssue]
+    meter.collect(2)  # the steps under way would be counted twice
+    recent = meter.recent()
+    assert recent is not None
+    assert recent.steps == 2
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(45.4, "45 s"), (200, "3 min 20 s"), (18120, "5 h 02 min"), (273600, "3 d 04 h")],
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+    assert format_seconds(seconds, short=True) == text.replace("min", "m").replace(" ", "")

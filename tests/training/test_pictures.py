@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -42,3 +45,9 @@ def test_at_most_sixteen_are_shown() -> None:
     assert np.array_equal(
         contact_sheet(pictures, ["a"] * 64), contact_sheet(pictures[:16], ["a"] * 16)
     )
+
+
+def test_reports_need_no_torchvision() -> None:
+    program = "import mobilenext.training.monitor, sys; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

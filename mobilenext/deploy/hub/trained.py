@@ -15,7 +15,7 @@ from mobilenext.errors import InputError
 from mobilenext.files import printable, read_text
 from mobilenext.plain import check_plain
 from mobilenext.training.checkpoint import load_checkpoint
-from mobilenext.training.monitor import say
+from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import check_description, checked_tensors, load_weights
 
