@@ -111,7 +111,7 @@ def _read_arguments(schema: type) -> None:
     try:
         _check_start()
         _refuse_spelling(sys.argv[1:])
-        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], _positional(schema)), schema)
+        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], schema), schema)
     except InputError as error:
         show(error)
         raise SystemExit(1) from None
@@ -206,22 +206,20 @@ TAKE_A_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", 
 """Hydra's flags whose value is the next argument."""
 
 
-def _positional(schema: type) -> str | None:
-    """The key that takes the arguments without a `=`, if a job has one."""
-    fields = dataclasses.fields(schema)
-    return next((item.name for item in fields if item.metadata.get("positional")), None)
-
-
-def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
-    """Arguments with the bare ones among them as one override, such as runs=["a","b"].
+def positional_as_override(arguments: list[str], schema: type) -> list[str]:
+    """Arguments with the bare ones among them as one override: runs=["a","b"], checkpoint="a".
 
     Args:
         arguments: As typed; one that exists as a path is a path, even with a `=` in it.
-        key: The list that takes them; None: there is none.
+        schema: The job's dataclass; a field of it that is `positional` takes them, a list any
+            number, another one only one.
 
     Raises:
         InputError: There are bare arguments, and nothing takes them.
     """
+    fields = dataclasses.fields(schema)
+    item = next((item for item in fields if item.metadata.get("positional")), None)
+    key = None if item is None else item.name
     bare = []
     for place, text in enumerate(arguments):
         value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
@@ -230,10 +228,21 @@ def positional_as_override(arguments: list[str], key: str | None) -> list[str]:
             bare.append(place)
     if not bare:
         return arguments
-    if key is None:
+    if item is None:
         raise _stray(arguments, bare[0])
     quoted = ",".join(_quoted(arguments[place]) for place in bare)
     rest = [text for place, text in enumerate(arguments) if place not in bare]
+    if item.type is str:
+        if any(text.startswith(f"{key}=") for text in rest):
+            raise _stray(arguments, bare[0])
+        if len(bare) > 1:
+            given = [arguments[place] for place in bare]
+            raise InputError(
+                f"{key}: expected one path, got {len(bare)}: {shlex.join(given)}; quote a path "
+                f"with spaces, {shlex.quote(' '.join(given))}, or run them one after the other, "
+                f"-m {key}={shlex.quote(','.join(given))}"
+            )
+        return [*rest, f"{key}={quoted}"]
     return [*rest, f"{key}=[{quoted}]"]
 
 

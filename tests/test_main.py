@@ -118,9 +118,10 @@ def test_what_needs_no_torch_is_answered_without_it(run, tmp_path: Path) -> None
     assert answer(*QUICK, "seed=1").stderr == "torch was loaded\n"
 
 
-def told(*arguments: str, job: str = "train", positional: str | None = None) -> Any:
+def told(*arguments: str, job: str = "train") -> Any:
     """The config of a command line, not yet checked."""
-    overrides = _spelled(positional_as_override(list(arguments), positional), SCHEMAS[job])
+    schema = SCHEMAS[job]
+    overrides = _spelled(positional_as_override(list(arguments), schema), schema)
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return compose(job, overrides)
 
@@ -164,9 +165,22 @@ def test_lists_of_paths_stay_as_they_were_typed() -> None:
 def test_an_argument_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1,b").mkdir()
-    assert told("lr=0.1,b", "c", job="tables", positional="runs").runs == ["lr=0.1,b", "c"]
-    given = positional_as_override(["--config-dir", "x", "d", "output=e"], "runs")
+    assert told("lr=0.1,b", "c", job="tables").runs == ["lr=0.1,b", "c"]
+    assert told("lr=0.1,b", job="evaluate").checkpoint == "lr=0.1,b"
+    given = positional_as_override(["--config-dir", "x", "d", "output=e"], SCHEMAS["tables"])
     assert given == ["--config-dir", "x", "output=e", 'runs=["d"]']
+
+
+def test_one_argument_is_the_checkpoint() -> None:
+    for job in ("evaluate", "export"):
+        assert told("runs/a (2)/x,y", job=job).checkpoint == "runs/a (2)/x,y"
+    for given, message in (
+        (["my", "run/best.pt"], r"expected one path, got 2: my run/best.pt; quote .*'my run/best"),
+        (["checkpoint=/my", "run"], r"argument 'run': .*quote .*'checkpoint=/my run'"),
+        (["a.pt", "checkpoint=b.pt"], "argument 'a.pt': expected key=value"),
+    ):
+        with pytest.raises(InputError, match=message):
+            positional_as_override(given, SCHEMAS["evaluate"])
 
 
 @pytest.mark.parametrize(
@@ -180,12 +194,12 @@ def test_an_argument_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.M
 )  # fmt: skip
 def test_arguments_without_a_key(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        positional_as_override(arguments, None)
+        positional_as_override(arguments, TrainConfig)
 
 
 def test_flags_keep_their_values() -> None:
     for given in (["--config-name", "train"], ["-cd", "mine"], ["--cfg", "job"]):
-        assert positional_as_override(given, None) == given
+        assert positional_as_override(given, TrainConfig) == given
 
 
 def test_the_home_folder_is_meant_in_all_paths(

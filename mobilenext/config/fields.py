@@ -27,9 +27,14 @@ PATH = {"path": True}
 """Metadata of fields with paths: `~` in front of one is the user's home folder."""
 
 
-def path_field(default: Any = MISSING) -> Any:
-    """A path; `~` in front of it is the user's home folder."""
-    return field(default=default, metadata=PATH)
+def path_field(default: Any = MISSING, positional: bool = False) -> Any:
+    """A path; `~` in front of it is the user's home folder.
+
+    Args:
+        default: Its default.
+        positional: Whether it is the command's one argument without a `=`.
+    """
+    return field(default=default, metadata={**PATH, "positional": positional})
 
 
 def path_list(default: Any = None, positional: bool = False) -> Any:

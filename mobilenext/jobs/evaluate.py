@@ -23,15 +23,15 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.provenance import provenance
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
-from mobilenext.training.weights_files import load_weights
+from mobilenext.training.weights_files import load_weights, weights_path
 
 
 @dataclass
 class EvaluateConfig(HasRun):
     """Job `evaluate`."""
 
-    checkpoint: str = path_field()
-    """A .pt checkpoint or a .safetensors file of a run."""
+    checkpoint: str = path_field(positional=True)
+    """A run folder, or a .pt checkpoint or .safetensors file of a run; see `weights_path`."""
     name: str = "evaluate"
     output_dir: str = machine_only("runs", path=True)
     data: dict[str, Any] = field(default_factory=dict, metadata={"entries_of": DataConfig})
@@ -39,8 +39,17 @@ class EvaluateConfig(HasRun):
     runtime: RuntimeConfig = MISSING
 
     def recipe(self) -> dict[str, Any]:
-        """See `HasRun.recipe`; the checkpoint is named by its absolute path."""
-        return {**super().recipe(), "checkpoint": absolute(self.checkpoint)}
+        """See `HasRun.recipe`; the checkpoint is named by the absolute path of its file."""
+        return {**super().recipe(), "checkpoint": absolute(str(self.weights))}
+
+    @property
+    def weights(self) -> Path:
+        """The file that `checkpoint` means.
+
+        Raises:
+            InputError: It is a folder that has none.
+        """
+        return weights_path(Path(self.checkpoint))
 
 
 def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     Raises:
         InputError: The checkpoint can't be used, or its classes are not those of the data.
     """
-    path = Path(config.checkpoint)
+    path = config.weights
     tensors, described = load_weights(path)
     data = evaluation_data(described["data"], config.data)
     images = images_of(data, chosen=config.data.get("source") is not None)

@@ -20,14 +20,15 @@ from mobilenext.deploy.hub.upload import CARD, CONFIG, WEIGHTS, check_output, pu
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.progress import say
+from mobilenext.training.weights_files import weights_path
 
 
 @dataclass
 class ExportConfig:
     """Job `export`."""
 
-    checkpoint: str = path_field()
-    """A .pt checkpoint or a .safetensors file of a run."""
+    checkpoint: str = path_field(positional=True)
+    """A run folder, or a .pt checkpoint or .safetensors file of a run; see `weights_path`."""
     output: str = path_field()
     """Folder for the files; new, empty, or one that the job has written before."""
     push: str | None = None
@@ -65,7 +66,7 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
     process.require_alone("export")
     output = Path(config.output)
     check_output(output)
-    trained = read_trained(Path(config.checkpoint), complete_data)
+    trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     node, image_size = trained.model["network"], trained.data.eval_size
     refuse_nested(node, trained.path)
     network, cost = rebuilt_with_cost(trained.model, trained.tensors, trained.path, image_size)
@@ -93,7 +94,8 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
 def _summary(trained: Trained) -> str:
     scores = trained.scores
     accuracy = "not evaluated" if scores is None else f"top-1 {scores['top1']:.3f} %"
-    return f"{network_words(trained)}, {printable(trained.data.name)}, {accuracy}"
+    what = f"{network_words(trained)}, {printable(trained.data.name)}, {accuracy}"
+    return f"{what}, from {printable(trained.path)}"
 
 
 def _hint(output: Path, entry: TimmEntry | None) -> str:

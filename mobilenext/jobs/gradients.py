@@ -49,7 +49,7 @@ from mobilenext.runtime.provenance import provenance
 from mobilenext.seeding import generator, seed_devices
 from mobilenext.training.progress import say
 from mobilenext.training.run_folder import RunFolder
-from mobilenext.training.weights_files import load_weights
+from mobilenext.training.weights_files import load_weights, weights_path
 
 
 @dataclass
@@ -260,13 +260,11 @@ class _Run:
 
 def _restored(run: str, config: GradientsConfig, images: ImageData, process: Process) -> _Run:
     """A trained network from a run folder or one of its files, as `evaluate` rebuilds it."""
-    given = Path(run)
-    path = given / config.weights if given.is_dir() else given
-    if not path.is_file():
+    path = weights_path(Path(run), [config.weights])
+    if not path.exists():
         raise InputError(
-            f"runs: {run}: expected a run folder with {config.weights} in it, or a checkpoint, "
-            "found neither; give runs/NAME/HASH, and weights=last.pt or weights=model.safetensors "
-            "for another of its files"
+            f"runs: {run}: expected a run folder with {config.weights} in it, or a file with "
+            "weights, found nothing there; give runs/NAME/HASH"
         )
     tensors, described = load_weights(path)
     check_classes(described, path, images, config.data.name)

@@ -6,6 +6,7 @@ Whatever a file holds is data: tensors by name, and a description whose entries 
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,36 @@ def save_weights(path: Path, network: nn.Module, description: dict[str, Any]) ->
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
     data = safetensors.torch.save(tensors, {"mobilenext": json.dumps(description)})
     write_atomically(path, lambda file: file.write(data))
+
+
+IN_RUNS = ("best.pt", "model.safetensors")
+"""Files of a run folder that stand for its network, the first one that is there."""
+
+
+def weights_path(given: Path, names: Sequence[str] = IN_RUNS) -> Path:
+    """The file with weights that a path means: itself, or a file of the run folder that it is.
+
+    Args:
+        given: A file, which need not be there, or a run folder.
+        names: What to take of a run folder; the first that it has.
+
+    Raises:
+        InputError: It is a folder that has none of them.
+    """
+    if not given.is_dir():
+        return given
+    for name in names:
+        if (given / name).is_file():
+            return given / name
+    have = sorted(item.name for item in given.iterdir() if not item.name.startswith("."))
+    found = f"a folder with {', '.join(have[:5])}" if have else "an empty folder"
+    others = [given / name for name in have if name.endswith((".pt", ".safetensors"))]
+    others += [path for name in names for path in sorted(given.glob(f"*/{name}"))]
+    advice = f"give {others[0]}" if others else "give a run folder, runs/NAME/HASH, or a file"
+    raise InputError(
+        f"{printable(given)}: expected a run folder with {' or '.join(names)}, or a file with "
+        f"weights, got {printable(found)}{', ...' if len(have) > 5 else ''}; {printable(advice)}"
+    )
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

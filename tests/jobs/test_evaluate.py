@@ -28,6 +28,15 @@ def test_rebuilds_the_network_from_the_file(run, learned: Path, tmp_path: Path, 
     assert json.loads(written.read_text())["top1"] == result["top1"]
 
 
+def test_a_run_folder_means_its_best_checkpoint(run, learned: Path, tmp_path: Path) -> None:
+    """And leaves its result where that file's evaluation does."""
+    bare = run("scripts/evaluate.py", learned)
+    assert bare.stdout.startswith(f"{learned / 'best.pt'}: top-1 ")
+    assert run("scripts/evaluate.py", f"checkpoint={learned / 'best.pt'}").stdout == bare.stdout
+    (left,) = (tmp_path / "runs" / "evaluate").iterdir()
+    assert f"checkpoint: {learned / 'best.pt'}" in (left / "config.yaml").read_text()
+
+
 def test_says_so_when_it_evaluates_otherwise(run, learned: Path) -> None:
     last = learned / "last.pt"
     done = run("scripts/evaluate.py", f"checkpoint={last}", "data=digits", "data.eval_size=40")

@@ -24,6 +24,7 @@ from mobilenext.training.weights_files import (
     read_weights,
     save_weights,
     sha256_of,
+    weights_path,
 )
 
 DESCRIBED = {
@@ -117,6 +118,23 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
     foreign.write_bytes(b"12345678901234567890")
     with pytest.raises(InputError, match="could not read it"):
         load_weights(foreign)
+
+
+def test_a_run_folder_means_its_best_checkpoint_or_final_weights(tmp_path: Path) -> None:
+    run = tmp_path / "name" / "hash"
+    run.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"hash: expected a run folder .*, got an empty folder"):
+        weights_path(run)
+    (run / "last.pt").touch()
+    with pytest.raises(InputError, match=r"with best.pt or model.safetensors, .*give .*/last.pt"):
+        weights_path(run)
+    (run / "model.safetensors").touch()
+    assert weights_path(run) == run / "model.safetensors"
+    (run / "best.pt").touch()
+    assert weights_path(run) == run / "best.pt"
+    assert weights_path(run, ["last.pt"]) == weights_path(run / "last.pt") == run / "last.pt"
+    with pytest.raises(InputError, match=r"name: .*got a folder with hash; give .*/hash/best.pt"):
+        weights_path(run.parent)
 
 
 def test_every_altered_bit_is_found(tmp_path: Path) -> None:
