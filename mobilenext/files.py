@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,11 +212,11 @@ def writable(
 
 
 def check_output_file(option: str, path: Path, makes_folders: bool = True) -> None:
-    """Raise `InputError` if a path plainly can't become a file, before the work begins.
+    """Raise `InputError` if a path can't become a file, before the work begins.
 
     Args:
         option: The option that names it, for instance `output`.
-        path: The path; nothing is written there.
+        path: The path; nothing is left there.
         makes_folders: Whether missing folders above it will be made.
     """
     folder = path.parent
@@ -224,6 +225,10 @@ def check_output_file(option: str, path: Path, makes_folders: bool = True) -> No
     if path.is_dir() or not folder.is_dir():
         found = "a folder" if path.is_dir() else f"no folder {folder}"
         raise InputError(f"{option}={path}: expected a file's path in a folder, found {found}")
+    if path.exists():
+        check_regular(path)  # a device would be replaced by a file
+    with writable(f"{option}={path}"):
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def check_output_folder(option: str, path: Path, own: Collection[str] = ()) -> None:

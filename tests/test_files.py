@@ -140,6 +140,11 @@ def test_paths_of_outputs_are_checked_before_the_work(tmp_path: Path) -> None:
         check_output_file("report", tmp_path / "file" / "below")
     with pytest.raises(InputError, match=r"found no folder .*new$"):
         check_output_file("report", tmp_path / "new" / "file", makes_folders=False)
+    if Path("/proc/self").exists():  # a folder that nobody, not even root, can write to
+        with pytest.raises(InputError, match=r"report=/proc/x: can't write there"):
+            check_output_file("report", Path("/proc/x"))
+        with pytest.raises(InputError, match="expected a regular file, got a device"):
+            check_output_file("report", Path("/dev/null"))
     assert os.listdir(tmp_path) == ["file"]
 
 
