@@ -9,8 +9,8 @@ from mobilenext.data.datasets import (
     synthetic,
 )
 from mobilenext.data.device import Augment, DeviceBatches, Mixing, target_texts
-from mobilenext.data.loader import Loader, eval_loader, train_loader
-from mobilenext.data.sources import ImageData, labels_checksum
+from mobilenext.data.loader import Loader, eval_loader, evaluated_indices, train_loader
+from mobilenext.data.sources import ImageData, labels_checksum, relative_name
 from mobilenext.data.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -23,10 +23,12 @@ __all__ = [
     "digits",
     "eval_loader",
     "eval_transform",
+    "evaluated_indices",
     "image_folder",
     "imagenet",
     "imagenette",
     "labels_checksum",
+    "relative_name",
     "synthetic",
     "target_texts",
     "train_loader",

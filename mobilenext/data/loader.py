@@ -16,7 +16,7 @@ pixels are copied between them.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -185,11 +185,30 @@ def eval_loader(
     """
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
-    indices = _ShardIndices(np.arange(rank, len(images), world_size), batch_size)
+    indices = _ShardIndices(_shard(len(images), rank, world_size), batch_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
     maker = BatchMaker(images, transform, opened, 0, policy, workers)
     return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
+
+
+def evaluated_indices(
+    length: int, rank: int, world_size: int, unreadable: Collection[int]
+) -> np.ndarray:
+    """Indices of the images of a rank's evaluation batches, one after the other, int64.
+
+    Args:
+        length: Images of the split.
+        rank: As for `eval_loader`.
+        world_size: As for `eval_loader`.
+        unreadable: The loader's `unreadable`, which it left out.
+    """
+    shard = _shard(length, rank, world_size)
+    return shard[~np.isin(shard, np.fromiter(unreadable, np.int64, len(unreadable)))]
+
+
+def _shard(length: int, rank: int, world_size: int) -> np.ndarray:
+    return np.arange(rank, length, world_size)
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:

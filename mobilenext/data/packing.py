@@ -18,8 +18,7 @@ import PIL.Image
 from mobilenext.data import native, pillow, restart
 from mobilenext.data.encoded import EncodedClassImages
 from mobilenext.data.pack import Record
-from mobilenext.data.sources import FolderImages
-from mobilenext.data.stored import StoredImages
+from mobilenext.data.sources import relative_name
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 
@@ -191,15 +190,6 @@ def _is_sound_exif(exif: bytes | None) -> bool:
     except (struct.error, IndexError):
         return False
     return True
-
-
-def relative_name(images: Any, index: int) -> str:
-    """class/file, for any of the sources; bytes that are not UTF-8 are surrogates."""
-    if isinstance(images, StoredImages):
-        return images.names[index]
-    if isinstance(images, FolderImages):
-        return images.relative(index)
-    return Path(images.name(index)).name.replace(": row ", "/")
 
 
 class Tally:

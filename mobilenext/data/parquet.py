@@ -172,6 +172,10 @@ class ParquetImages(ClassTargets):
         before = int(self.starts[group] - self.starts[first])
         return f"{printable(self.files[number])}: row {before + row}"
 
+    def relative(self, index: int) -> str:
+        """File's name and row of an image."""
+        return Path(self.name(index)).name.replace(": row ", "/")
+
     def read(self, index: int) -> memoryview:
         """The encoded bytes of an image.
 

@@ -82,6 +82,16 @@ class ImageData:
     notes: tuple[str, ...] = ()
 
 
+def relative_name(images: Images, index: int) -> str:
+    """An image's name in its data set, with surrogates for bytes that are not UTF-8.
+
+    Its path below the folder of its split, its key in tars or in a pack, file and row of Parquet;
+    its index in the split, where images have no names.
+    """
+    relative = getattr(images, "relative", None)
+    return str(index) if relative is None else relative(index)
+
+
 def labels_checksum(images: Images) -> int | None:
     """CRC-32 of all labels in their order, which differs between splits of another order.
 

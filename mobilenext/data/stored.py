@@ -173,6 +173,10 @@ class StoredImages(ClassTargets):
         """File and name of an image."""
         return printable(f"{self.files[int(self.file[index])]}: {self.names[index]}")
 
+    def relative(self, index: int) -> str:
+        """Name of an image, with surrogates for bytes that are not UTF-8."""
+        return self.names[index]
+
     def read(self, index: int) -> bytes:
         """The encoded bytes of an image.
 

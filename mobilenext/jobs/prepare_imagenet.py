@@ -21,7 +21,7 @@ import numpy as np
 from timm.data.imagenet_info import ImageNetInfo
 
 from mobilenext.config.fields import check, check_choice, path_field
-from mobilenext.data import ImageData, native, restart
+from mobilenext.data import ImageData, native, relative_name, restart
 from mobilenext.data.datasets import named_by_synsets
 from mobilenext.data.encoded import EncodedClassImages
 from mobilenext.data.imagenet_tars import TRAIN_TAR, VAL_TAR, imagenet_tars
@@ -37,7 +37,7 @@ from mobilenext.data.pack import (
     open_pack,
     read_report,
 )
-from mobilenext.data.packing import PackRecipe, Tally, relative_name, store
+from mobilenext.data.packing import PackRecipe, Tally, store
 from mobilenext.data.parquet import parquet
 from mobilenext.data.sources import class_folders
 from mobilenext.data.webdataset import webdataset
