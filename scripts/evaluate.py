@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: `python scripts/evaluate.py checkpoint=RUN/best.pt [data=...]`."""
+"""Evaluate a checkpoint: `python scripts/evaluate.py RUN [data=...] [predictions=FILE.csv]`."""
 
 from checkout import start
 

@@ -5,6 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mobilenext.files import write_whole
+from mobilenext.tables.confusion import matrix_files
+
 CONFIG: dict[str, Any] = {
     "name": "a-name",
     "output_dir": "runs",
@@ -146,3 +151,19 @@ def write_results(folder: Path, *results: dict[str, Any]) -> Path:
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(result))
     return folder / "runs"
+
+
+def write_evaluation(runs: Path, counts: np.ndarray, classes: list[str]) -> Path:
+    """Lay an evaluation with this confusion matrix out as evaluate/HASH; its folder."""
+    folder = runs / "evaluate" / "0123456789ab"
+    folder.mkdir(parents=True)
+    count = int(counts.sum())
+    result = {
+        "model": "mobilenext", "data": "pets", "checkpoint": "runs/mobilenext/0/best.pt",
+        "top1": 100 * int(counts.diagonal().sum()) / count, "top5": 100.0, "count": count,
+    }  # fmt: skip
+    for name, content in matrix_files(counts, classes).items():
+        if content is not None:
+            write_whole(folder / name, content)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder

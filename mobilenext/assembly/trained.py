@@ -133,7 +133,7 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     source = {key: value for key, value in stored["source"].items() if key != "download"}
     if "root" in given and "root" not in source:
         raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
-    for key in ("root", "reencoded"):
+    for key in ("root", "val_folder", "val_share", "reencoded"):
         if key in given:
             source = {**source, key: given[key]}
     values["source"] = source

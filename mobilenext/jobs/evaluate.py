@@ -4,7 +4,10 @@ import math
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
 
 from mobilenext.assembly.data import device_batches, validation_loader
 from mobilenext.assembly.trained import (
@@ -15,15 +18,32 @@ from mobilenext.assembly.trained import (
     rebuilt,
 )
 from mobilenext.config import DataConfig, HasRun, RuntimeConfig, to_yaml
-from mobilenext.config.fields import MISSING, machine_only, path_field
+from mobilenext.config.fields import MISSING, check, machine_only, path_field
 from mobilenext.config.run import absolute
+from mobilenext.data import ImageData, Loader, evaluated_indices, relative_name
 from mobilenext.errors import InputError
-from mobilenext.metrics.classification import score
+from mobilenext.files import check_output_file, printable, writable, write_whole
+from mobilenext.metrics.classification import Observer, score
+from mobilenext.metrics.predictions import (
+    MOST_CLASSES,
+    ConfusionMatrix,
+    Predicted,
+    Predictions,
+)
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.provenance import provenance
+from mobilenext.tables import Table, to_csv
+from mobilenext.tables.confusion import (
+    lines_of,
+    matrix_files,
+    mean_class_top1,
+)
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights, weights_path
+
+ADDED_LATER = ("val_folder", "val_share")
+"""Entries of `data` that are part of the recipe only if they say something; see `added_later`."""
 
 
 @dataclass
@@ -36,11 +56,18 @@ class EvaluateConfig(HasRun):
     output_dir: str = machine_only("runs", path=True)
     data: dict[str, Any] = field(default_factory=dict, metadata={"entries_of": DataConfig})
     """Entries of a `DataConfig`; what is null is as in the run, or all is of a chosen group."""
+    predictions: str | None = machine_only(None, path=True)
+    """CSV file that gets a row for each validation image; null: none."""
     runtime: RuntimeConfig = MISSING
+
+    def __post_init__(self) -> None:
+        is_csv = self.predictions is None or self.predictions.lower().endswith(".csv")
+        check(is_csv, "predictions", "null, or the path of a .csv file", self.predictions)
 
     def recipe(self) -> dict[str, Any]:
         """See `HasRun.recipe`; the checkpoint is named by the absolute path of its file."""
-        return {**super().recipe(), "checkpoint": absolute(str(self.weights))}
+        data = {k: v for k, v in self.data.items() if v is not None or k not in ADDED_LATER}
+        return {**super().recipe(), "data": data, "checkpoint": absolute(str(self.weights))}
 
     @property
     def weights(self) -> Path:
@@ -53,9 +80,10 @@ class EvaluateConfig(HasRun):
 
 
 def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
-    """Rebuild a checkpoint's network and print its top-1, top-5 and loss.
+    """Rebuild a checkpoint's network and print its top-1, top-5 and loss, and accuracy by class.
 
-    The run folder gets config.yaml and result.json.
+    The run folder gets config.yaml, classes.csv, the confusion matrix (see `tables.confusion`) and
+    result.json.
 
     Args:
         config: The job's config.
@@ -65,8 +93,12 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
         What result.json says: accuracies in per cent, loss in nats.
 
     Raises:
-        InputError: The checkpoint can't be used, or its classes are not those of the data.
+        InputError: The checkpoint can't be used, its classes are not those of the data, or a file
+            can't be written.
     """
+    output = None if config.predictions is None else Path(config.predictions)
+    if output is not None:
+        process.on_main(lambda: check_output_file("predictions", output))
     path = config.weights
     tensors, described = load_weights(path)
     data = evaluation_data(described["data"], config.data)
@@ -78,32 +110,104 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     model = described["model"]
     network = rebuilt(model, tensors, path, data.eval_size, data.eval_batch_size).to(process.device)
 
-    to_device = device_batches(data, process, config.runtime.channels_last)
-    with (
-        closing(validation_loader(data, images, process)) as loader,
-        Progress("evaluation", "batches", len(loader), 0, process, lines=False) as progress,
-    ):
-        scores = score(network, loader, to_device, process, len(images.val), shown=progress.through)
-    assert scores is not None  # nobody interrupts it
+    with closing(validation_loader(data, images, process)) as loader:
+        found = _predict(network, loader, images, data, config, process)
+    scores, counts = found.scores, found.counts
     if not math.isfinite(scores["loss"]):
         raise InputError(f"{path}: the loss on {data.name} is {scores['loss']}, no finite number")
-    for part in process.gather(loader.unreadable):
-        for text in part.values():
-            say(f"warning: left out: {text}", process)
     result = {
         "model": model["name"],
         "data": data.name,
         **scores,
+        "mean_class_top1": None if counts is None else mean_class_top1(counts),
         "decoder": loader.decoder,
         "checkpoint": str(path),
         **provenance(process),
     }
     folder = RunFolder(config.run_path)
-    process.on_main(lambda: folder.create(to_yaml(config)))
-    process.on_main(lambda: folder.write_result(result))
+
+    def leave() -> None:
+        if output is not None and found.predicted is not None:
+            _write_predictions(output, found.predicted, images)
+        folder.create(to_yaml(config))
+        if counts is not None:
+            folder.write_files(matrix_files(counts, images.classes))
+        folder.write_result(result)
+
+    process.on_main(leave)
     say(
         f"{path}: top-1 {scores['top1']:.3f} %, top-5 {scores['top5']:.3f} %, "
         f"loss {scores['loss']:.4f}, {scores['count']} images of {data.name}",
         process,
     )
+    if counts is None:
+        by_class = (
+            f"note: no accuracy by class: {len(images.classes):,} classes, expected at most "
+            f"{MOST_CLASSES:,} for their matrix to fit; predictions=FILE.csv has every image"
+        )
+    else:
+        by_class = "\n".join(lines_of(counts, images.classes))
+    say(f"{by_class}\nrun folder: {folder.path}", process)
     return result
+
+
+class _Found(NamedTuple):
+    scores: dict[str, Any]
+    """See `score`."""
+    counts: np.ndarray | None
+    """The confusion matrix; None: there are too many classes."""
+    predicted: Predicted | None
+    """None: not asked for."""
+
+
+def _predict(
+    network: nn.Module,
+    loader: Loader,
+    images: ImageData,
+    data: DataConfig,
+    config: EvaluateConfig,
+    process: Process,
+) -> _Found:
+    """Evaluate the network on all images of the split, and name those that can't be read."""
+    countable = len(images.classes) <= MOST_CLASSES
+    matrix = ConfusionMatrix(len(images.classes), process.device) if countable else None
+    kept = None if config.predictions is None else Predictions()
+    observers: list[Observer] = [one for one in (matrix, kept) if one is not None]
+    to_device = device_batches(data, process, config.runtime.channels_last)
+    split = len(images.val)
+    with Progress("evaluation", "batches", len(loader), 0, process, lines=False) as progress:
+        scores = score(
+            network, loader, to_device, process, split, observers=observers, shown=progress.through
+        )
+    assert scores is not None  # nobody interrupts it
+    for part in process.gather(loader.unreadable):
+        for text in part.values():
+            say(f"warning: left out: {text}", process)
+    counts = None if matrix is None else matrix.total(process)
+    predicted = None
+    if kept is not None:
+        read = evaluated_indices(split, process.rank, process.world_size, loader.unreadable)
+        predicted = kept.gathered(process, read)
+    return _Found(scores, counts, predicted)
+
+
+def _write_predictions(path: Path, predicted: Predicted, images: ImageData) -> None:
+    """Write the table of `predictions`: image, class, and the classes that it was taken for."""
+    names = list(map(printable, images.classes))
+    labels = images.val.targets(predicted.indices).tolist()
+    ranks = ["", *(f"_{rank}" for rank in range(2, 1 + predicted.classes.shape[1]))]
+    columns = [f"{what}{rank}" for rank in ranks for what in ("predicted", "probability")]
+    rows = []
+    for index, label, classes, probabilities in zip(
+        predicted.indices.tolist(),
+        labels,
+        predicted.classes.tolist(),
+        np.char.mod("%.6g", predicted.probabilities).tolist(),
+        strict=True,
+    ):
+        ranking = zip(map(names.__getitem__, classes), probabilities, strict=True)
+        image = printable(relative_name(images.val, index))
+        rows.append((image, names[label], *(cell for pair in ranking for cell in pair)))
+    table = Table("predictions", "", ("image", "class", *columns), tuple(rows))
+    with writable(f"predictions={path}"):
+        write_whole(path, to_csv(table))

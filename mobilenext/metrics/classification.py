@@ -1,6 +1,6 @@
 """Accuracy of a classifier: each image exactly once, for any number of processes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,10 @@ from mobilenext.data import DeviceBatches, Loader
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 
+Observer = Callable[[Tensor, Tensor, Tensor], object]
+"""Sees the predictions of a batch on the device: logits (N, num_classes), the classes with the
+highest ones, falling, (N, at most 5), and the labels (N,). It must not wait for the device."""
+
 
 @torch.no_grad()
 def score(
@@ -20,6 +24,7 @@ def score(
     process: Process,
     expected: int,
     interrupted: Callable[[], bool] = lambda: False,
+    observers: Sequence[Observer] = (),
     shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any] | None:
     """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
@@ -35,6 +40,7 @@ def score(
         process: This process.
         expected: Images of all processes together.
         interrupted: Asked before each batch; where it returns True, this process gives up.
+        observers: Called with each batch of this process, in the loader's order.
         shown: Passes this process's batches on, and shows how far they are.
 
     Returns:
@@ -56,9 +62,12 @@ def score(
         with ieee_float32():
             logits = network(images)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        best = ranking == labels[:, None]
         seen = torch.tensor(float(len(labels)), device=sums.device)
         sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
+        for observer in observers:
+            observer(logits, ranking, labels)
     others = torch.tensor([loader.missed, gave_up], dtype=exact, device=process.device)
     totals = process.all_reduce_sum(torch.cat([sums, others])).tolist()
     top1, top5, loss, count, unreadable, given_up = totals

@@ -329,24 +329,26 @@ class Group:
         return all(result.of_the_paper for result in self.results)
 
 
-def read_results(paths: Sequence[Path]) -> list[Result]:
+def read_results(paths: Sequence[Path], or_evaluations: bool = False) -> list[Result]:
     """Read results of training.
 
     Args:
         paths: Each a result.json, or a folder that is searched for such files, however deep.
             Results of evaluations, which lie in the same folders, are left out.
+        or_evaluations: Whether a path may have results of evaluations only.
 
     Raises:
         InputError: A path is not there, has no results, or a file is not a result.
     """
     found: dict[Path, Result] = {}
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: expected a run folder, a folder of runs or a result.json")
-        files = sorted(path.rglob("result.json")) if path.is_dir() else [path]
-        read = [(file, _read(file)) for file in files]
-        results = {file.resolve(): Result(file, values) for file, values in read if values}
-        if not results:
+        read = [(file, _read(file)) for file in _files(path)]
+        results = {
+            file.resolve(): Result(file, values)
+            for file, values in read
+            if not _of_evaluation(values)
+        }
+        if not results and not (or_evaluations and read):
             raise InputError(
                 f"{path}: found no result.json of a finished training run in it; runs/ is where "
                 "train.py leaves them"
@@ -355,19 +357,35 @@ def read_results(paths: Sequence[Path]) -> list[Result]:
     return sorted(found.values(), key=lambda result: str(result.path))
 
 
+def evaluation_files(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Results of evaluations by their files; see `read_results`."""
+    read = {file.resolve(): _read(file) for path in paths for file in _files(path)}
+    return {file: values for file, values in read.items() if _of_evaluation(values)}
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise InputError(f"{path}: expected a run folder, a folder of runs or a result.json")
+    return sorted(path.rglob("result.json")) if path.is_dir() else [path]
+
+
 def measured_results() -> list[Result]:
     """The results that come with the source, in `measured/`."""
     return read_results([Path(__file__).parent / "measured"])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A result of training, or None for one of an evaluation."""
+def _of_evaluation(values: dict[str, Any]) -> bool:
+    return "checkpoint" in values and "epochs" not in values
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A result of training or of an evaluation."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a run's result in JSON ({error})") from error
-    if isinstance(values, dict) and "checkpoint" in values and "epochs" not in values:
-        return None
+    if isinstance(values, dict) and _of_evaluation(values):
+        return values
     missing = [key for key in NEEDED if not isinstance(values, dict) or key not in values]
     if missing:
         raise InputError(f"{path}: not the result of a training run: it lacks {', '.join(missing)}")

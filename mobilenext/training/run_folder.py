@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ except ImportError:  # Windows: two runs in one folder are not kept apart there
     fcntl = None
 
 from mobilenext.errors import InputError
-from mobilenext.files import read_text, write_atomically
+from mobilenext.files import read_text, write_atomically, write_whole
 from mobilenext.training.measures import TOP1, Measure
 
 MOST_RESULT = 1 << 26
@@ -130,6 +130,15 @@ class RunFolder:
             f"{path} is not JSON as runs write it ({problem}); remove it, and the same command "
             "takes up the run again"
         )
+
+    def write_files(self, files: Mapping[str, str | bytes | None]) -> None:
+        """Write files by their names; those whose content is None are removed."""
+        with self.writable():
+            for name, content in files.items():
+                if content is None:
+                    (self.path / name).unlink(missing_ok=True)
+                else:
+                    write_whole(self.path / name, content)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""

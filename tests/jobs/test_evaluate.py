@@ -1,16 +1,24 @@
+import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from mobilenext.data import DeviceBatches, eval_loader, eval_transform, synthetic
+from mobilenext.assembly.trained import evaluation_data
+from mobilenext.config import to_plain
+from mobilenext.config.targets import build
+from mobilenext.data import DeviceBatches, digits, eval_loader, eval_transform, synthetic
 from mobilenext.metrics.classification import score
+from mobilenext.metrics.predictions import MOST_CLASSES
 from mobilenext.runtime.cores import own_allowance, share
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.checkpoint import save_checkpoint
 from tests.commands import REPO, run_command
+from tests.composed import composed
 from tests.in_processes import LENGTHS, Pixels
 
 
@@ -41,6 +49,117 @@ def test_says_so_when_it_evaluates_otherwise(run, learned: Path) -> None:
     last = learned / "last.pt"
     done = run("scripts/evaluate.py", f"checkpoint={last}", "data=digits", "data.eval_size=40")
     assert f"note: data.eval_size=40, while the run of {last} evaluated with 16" in done.stdout
+
+
+def digit_files(root: Path) -> Path:
+    """Digits as class folders: 53 validation images in sorted order, one of which is broken."""
+    images = digits(16)
+    for split, part, count in (("train", images.train, 40), ("val", images.val, 53)):
+        for number in range(count):
+            image, label = part[number]
+            folder = root / split / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number:02}, a.png")
+    (root / "val" / "3" / "00.png").write_bytes(b"no image")
+    return root
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_classes_and_predictions_for_any_number_of_processes(
+    run, learned: Path, tmp_path: Path
+) -> None:
+    """Of an odd number of images, one of which can't be read."""
+    root = digit_files(tmp_path / "digits")
+    names = [f"{path.parent.name}/{path.name}" for path in sorted((root / "val").glob("*/*.png"))]
+    assert len(names) == 54
+    broken = names.index("3/00.png")
+    kept = [name for name in names if name != "3/00.png"]
+    found = {}
+    for processes in (1, 2, 3):
+        done = run(
+            "scripts/evaluate.py", learned, "data=imagefolder", f"data.root={root}",
+            "data.eval_size=16", "data.eval_crop_ratio=1", "data.mean=[0.5,0.5,0.5]",
+            "data.std=[0.5,0.5,0.5]", "data.on_bad_image=skip", "data.max_bad_share=0.1",
+            "data.eval_batch_size=8", f"predictions=new/{processes}.csv",
+            f"output_dir=runs-{processes}", processes=processes,
+        )  # fmt: skip
+        assert "3/00.png" in done.stdout
+        (folder,) = (tmp_path / f"runs-{processes}" / "evaluate").iterdir()
+        result = json.loads((folder / "result.json").read_text())
+        predicted = rows_of(tmp_path / "new" / f"{processes}.csv")
+        matrix = (folder / "confusion.csv").read_text(), (folder / "classes.csv").read_text()
+        lines = done.stdout[done.stdout.index("class  ") :].partition("run folder")[0]
+        found[processes] = predicted, matrix, lines, result["mean_class_top1"]
+
+        assert [row["image"] for row in predicted] == kept
+        assert all(row["class"] == row["image"][0] for row in predicted)
+        assert (result["count"], result["unreadable"]) == (53, 1)
+        right = sum(row["class"] == row["predicted"] for row in predicted)
+        assert result["top1"] == 100 * right / 53
+        counts = Counter((row["class"], row["predicted"]) for row in predicted)
+        for row in rows_of(folder / "confusion.csv"):
+            for column in map(str, range(10)):
+                assert int(row[column]) == counts[row["class"], column]
+        ranked = [row[key] for row in predicted for key in row if key.startswith("predicted")]
+        assert len(ranked) == 5 * 53
+    assert 0 < broken < 53
+    predicted, *others = found[1]
+    for processes in (2, 3):
+        assert list(found[processes][1:]) == others
+        for row, alone in zip(found[processes][0], predicted, strict=True):
+            for key, value in alone.items():
+                if key.startswith("probability"):
+                    assert float(row[key]) == pytest.approx(float(value), rel=1e-4)
+                else:
+                    assert row[key] == value
+    by_class = rows_of(folder / "classes.csv")
+    assert sum(int(row["images"]) for row in by_class) == 53
+    assert float(np.mean([float(row["top1"]) for row in by_class])) == pytest.approx(
+        others[-1], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("here.txt", "predictions=here.txt: expected null, or the path of a .csv file"),
+        (".csv/", "expected null, or the path of a .csv file"),
+        (
+            "folder.csv",
+            "predictions=folder.csv: expected a file's path in a folder, found a folder",
+        ),
+        ("file/x.csv", "found no folder file"),
+    ],
+)
+def test_a_place_for_predictions_is_refused_first(
+    run, tmp_path: Path, place: str, message: str
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    done = run("scripts/evaluate.py", "not_read.pt", f"predictions={place}", ok=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.csv"]
+
+
+def test_too_many_classes_for_a_matrix(run, learned: Path, tmp_path: Path) -> None:
+    state = torch.load(learned / "best.pt", weights_only=True)
+    network = build(state["model"]["network"], num_classes=MOST_CLASSES + 1)
+    state["model"]["num_classes"] = MOST_CLASSES + 1
+    state["classes"] = [str(number) for number in range(MOST_CLASSES + 1)]
+    save_checkpoint(tmp_path / "wide.pt", {**state, "ema": None, "network": network.state_dict()})
+    data = ("data=synthetic", f"data.source.num_classes={MOST_CLASSES + 1}",
+            "data.source.val_images=5", "data.eval_size=16")  # fmt: skip
+    done = run("scripts/evaluate.py", "wide.pt", *data, "predictions=p.csv")
+    assert "note: no accuracy by class: 4,097 classes, expected at most 4,096" in done.stdout
+    (folder,) = (tmp_path / "runs" / "evaluate").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "result.json"]
+    assert json.loads((folder / "result.json").read_text())["mean_class_top1"] is None
+    assert [row["image"] for row in rows_of(tmp_path / "p.csv")] == list("01234")
 
 
 @pytest.mark.parametrize(
@@ -110,3 +229,10 @@ def test_a_wrong_count_is_an_error() -> None:
         RuntimeError, match="evaluated 9 images and could not read 0, the split has 10"
     ):
         score(Pixels(), loader, to_device, Process(cpu), 10)
+
+
+def test_a_folder_of_the_runs_own_data_can_be_chosen() -> None:
+    source = {"_target_": "mobilenext.data.image_folder", "root": "/a", "val_folder": None}
+    stored = {**to_plain(composed("data=imagefolder", "data.root=/a").data), "source": source}
+    data = evaluation_data(stored, {"val_folder": "test", "root": None})
+    assert (data.val_folder, data.source) == ("test", {**source, "val_folder": "test"})
