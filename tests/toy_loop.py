@@ -160,7 +160,7 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
                 epoch,
                 lambda weights: score(
                     weights, loaders.val, to_device, process, 2 * SHARE * len(loaders.val),
-                    run.interrupted, run.evaluating,
+                    run.interrupted, shown=run.evaluating,
                 ),
             )  # fmt: skip
         return run.finish({"model": "toy"}, {"lr": settings["lr"]}, shown=("top1",))

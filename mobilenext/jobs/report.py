@@ -9,6 +9,7 @@ from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import measured_results, read_results
+from mobilenext.tables.confusion import read_evaluations
 from mobilenext.training.progress import say
 
 
@@ -17,8 +18,8 @@ class ReportConfig:
     """Job `report`."""
 
     runs: list[str] = path_list(positional=True)
-    """Run folders, folders with run folders, or result.json files; none: the results that came with
-    the source."""
+    """Run folders, of evaluations as well, folders with run folders, or result.json files; none:
+    the results that came with the source."""
     output: str = path_field("report.html")
     """HTML file to write."""
     title: str = "MobileNeXt: runs beside the paper"
@@ -45,9 +46,13 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
     output = Path(config.output)
     check_output_file("output", output)
     paths = [Path(path) for path in config.runs]
-    results = read_results(paths) if paths else measured_results()
-    page = render_page(results, config.title)
+    evaluations = read_evaluations(paths)
+    results = read_results(paths, bool(evaluations)) if paths else measured_results()
+    page = render_page(results, config.title, evaluations)
     with writable(f"output={output}"):
         write_whole(output, page)
-    say(f"{output}: {len(results)} runs, {len(page) / 1e3:,.0f} kB", process)
+    found = f"{len(results)} runs"
+    if evaluations:
+        found += f", {len(evaluations)} evaluation{'s' if len(evaluations) > 1 else ''}"
+    say(f"{output}: {found}, {len(page) / 1e3:,.0f} kB", process)
     return {"output": str(output), "runs": len(results)}

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mobilenext.tables.charts import Chart, Series, chart
+from mobilenext.tables.confusion import Evaluation
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import published_rows, published_table, released_curves
@@ -40,8 +41,15 @@ class Section:
     charts: list[Chart]
 
 
-def render_page(results: Sequence[Result], title: str) -> str:
+def render_page(
+    results: Sequence[Result], title: str, evaluations: Sequence[Evaluation] = ()
+) -> str:
     """The page, one HTML file that needs no other.
+
+    Args:
+        results: The runs.
+        title: Its title.
+        evaluations: Are shown at its end, with their confusion matrices.
 
     Raises:
         InputError: Two results contradict each other.
@@ -76,7 +84,10 @@ def render_page(results: Sequence[Result], title: str) -> str:
     environment.filters["svg"] = Markup  # `charts` made it
     template = environment.from_string(text.read_text())
     return template.render(
-        title=title, sections=sections, runs=[_run(result) for result in results]
+        title=title,
+        sections=sections,
+        runs=[_run(result) for result in results],
+        evaluations=evaluations,
     )
 
 

@@ -1,14 +1,17 @@
 """scripts/report.py, as a user meets it: the command, and the page in a real browser."""
 
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.results import fake_result, small_result, write_results
+from mobilenext.tables.confusion import MOST_OPACITY
+from tests.results import fake_result, small_result, write_evaluation, write_results
 
 pytest.importorskip("matplotlib", reason="needs the extra report: matplotlib")
 
@@ -25,11 +28,26 @@ def test_a_page_of_runs(run, tmp_path: Path) -> None:
     assert "https://" not in text
 
 
+def test_evaluations_are_part_of_the_page_or_all_of_it(run, tmp_path: Path) -> None:
+    runs = write_results(tmp_path, fake_result())
+    evaluation = write_evaluation(runs, *PETS)
+    done = run("scripts/report.py", runs)
+    assert "report.html: 1 runs, 1 evaluation, " in done.stdout
+    assert "Of <code>runs/mobilenext/0/best.pt</code>" in (tmp_path / "report.html").read_text()
+    done = run("scripts/report.py", evaluation, "output=alone.html")
+    assert "alone.html: 0 runs, 1 evaluation, " in done.stdout
+    done = run("scripts/tables.py", evaluation, ok=False)
+    assert "found no result.json of a finished training run" in done.stderr
+
+
 def test_no_runs(run, tmp_path: Path) -> None:
     done = run("scripts/report.py", "nowhere", ok=False)
     assert done.returncode == 1
     assert "error: nowhere: expected a run folder" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+PETS = np.array([[8, 2, 0], [0, 0, 0], [1, 3, 4]]), ["cat", "dog", "<script>'"]
 
 
 def results() -> list[dict[str, Any]]:
@@ -45,11 +63,14 @@ def results() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mobilenext.tables import read_results
+    from mobilenext.tables.confusion import read_evaluations
     from mobilenext.tables.page import render_page
 
     folder = tmp_path_factory.mktemp("report")
     path = folder / "report.html"
-    path.write_text(render_page(read_results([write_results(folder, *results())]), "A report"))
+    runs = write_results(folder, *results())
+    write_evaluation(runs, *PETS)
+    path.write_text(render_page(read_results([runs]), "A report", read_evaluations([runs])))
     return path
 
 
@@ -170,3 +191,38 @@ def test_colours_can_be_told_from_the_page(browser: Any, page_path: Path, scheme
     assert all(contrast >= 4.5 for contrast in found.values()), found
     drawn = page.locator("svg text").first.evaluate("one => getComputedStyle(one).fill")
     assert drawn == page.evaluate("getComputedStyle(document.body).color")
+
+
+BLENDED = """
+() => {
+  const probe = document.querySelector('svg[aria-labelledby^=evaluation] rect[fill-opacity]');
+  const fills = ['--series-1', '--series-2'].map(name => {
+    probe.style.fill = `var(${name})`;
+    return getComputedStyle(probe).fill;
+  });
+  const body = getComputedStyle(document.body);
+  return {fills, page: body.backgroundColor, text: body.color};
+}
+"""
+
+
+def test_counts_can_be_read_on_the_darkest_cells(
+    browser: Any, page_path: Path, scheme: str
+) -> None:
+    page = opened(browser, page_path, scheme=scheme)
+    found = page.evaluate(BLENDED)
+    back, text = (rgb(found[name]) for name in ("page", "text"))
+    for fill in found["fills"]:
+        cell = MOST_OPACITY * rgb(fill) + (1 - MOST_OPACITY) * back
+        lights = sorted(luminance(colour) for colour in (cell, text))
+        assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5
+
+
+def rgb(colour: str) -> np.ndarray:
+    return np.array([float(number) for number in re.findall(r"[\d.]+", colour)[:3]])
+
+
+def luminance(colour: np.ndarray) -> float:
+    share = colour / 255
+    linear = np.where(share <= 0.03928, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
