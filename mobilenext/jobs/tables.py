@@ -34,8 +34,11 @@ class TablesConfig:
     runs: list[str] = path_list(positional=True)
     """Run folders, folders with run folders, or result.json files; none: the results that came with
     the source."""
+    paper: bool = False
+    """Whether tables in which no run stands (the paper's, and that of costs) are printed as well;
+    without `runs` they are in any case."""
     output: str | None = path_field(None)
-    """Folder that gets each table as Markdown, CSV and LaTeX; null: only printed."""
+    """Folder that gets each table, printed or not, as Markdown, CSV and LaTeX; null: none."""
     update: list[str] = path_list()
     """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
     <!-- /table -->."""
@@ -54,14 +57,14 @@ FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
 
 
 def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
-    """Print all tables as Markdown, and write them if a folder is given.
+    """Print tables as Markdown, those of the runs first; write all tables if a folder is given.
 
     Args:
         config: The job's config.
         process: This process.
 
     Returns:
-        `tables`, the Markdown by the tables' names.
+        `tables`, the Markdown of all tables by their names.
 
     Raises:
         InputError: A path has no results, results contradict each other, a network has no label, or
@@ -70,7 +73,16 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
     paths = [Path(path) for path in config.runs]
     results = read_results(paths) if paths else measured_results()
     built = tables_of(results, [counted(model) for model in config.models.values()])
-    say("\n\n".join(to_markdown(table) for table in built).rstrip(), process)
+    everything = config.paper or not paths
+    shown = [table for table in built if table.measured or everything]
+    say("\n\n".join(to_markdown(table) for table in shown).rstrip(), process)
+    left_out = [table.name for table in built if table not in shown]
+    if left_out:
+        say(
+            "\nNot printed, as none of these runs stands in them (paper=true prints them too): "
+            f"{', '.join(left_out)}",
+            process,
+        )
     if config.output is not None:
         output = Path(config.output)
         with writable(f"output={output}"):

@@ -10,9 +10,9 @@ from mobilenext.tables.results import Group, decimal
 NOT_MEASURED = "not measured"
 NARROW_SPACE = "\u202f"
 
-ACCURACY = ("top-1", "seeds", "best epoch", "commit")
+ACCURACY = ("top-1", "number of seeds", "top-1 at best epoch", "commit")
 """Columns of `accuracy_cells`."""
-MEASURED = ("ours", "difference", "seeds", "best epoch", "commit")
+MEASURED = ("ours", "difference", *ACCURACY[1:])
 """Columns of `measured_cells`."""
 
 LAST_EPOCH = (
@@ -23,10 +23,10 @@ LAST_EPOCH = (
 
 
 def accuracy_cells(group: Group) -> tuple[str, ...]:
-    """Accuracy of runs, with seeds and commits: the cells of `ACCURACY`."""
+    """Accuracy of runs, with the number of seeds and the commits: the cells of `ACCURACY`."""
     return (
         mean_and_std(group),
-        ", ".join(str(seed) for seed in group.seeds),
+        str(len(group.seeds)),
         f"{group.best_mean:.2f}",
         ", ".join(group.commits),
     )

@@ -88,4 +88,5 @@ def comparison_table(
         ("network", *cost, *MEASURED),
         tuple(rows),
         footnotes(notes, tags, LAST_EPOCH),
+        measured=bool(groups),
     )

@@ -9,18 +9,31 @@ from mobilenext.tables.own_tables import own_tables, recipe_tables
 from mobilenext.tables.paper import published_rows
 from mobilenext.tables.paper_tables import find_group, paper_table, stands_in
 from mobilenext.tables.render import Table
-from mobilenext.tables.results import Result, group_results, groups_of, protocols_of
+from mobilenext.tables.results import (
+    Group,
+    Result,
+    group_results,
+    groups_of,
+    groups_of_task,
+    protocols_of,
+    tasks_of,
+)
 
 
 def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> list[Table]:
-    """All tables: the paper's, measured or not, those of other data and recipes, then the recipes'.
+    """All tables: those of the runs' own tasks, then the paper's, measured or not.
 
     A run stands in a row of the paper only if `Result.of_the_paper` says so; any other one stands
-    in tables of its own protocol, where no published number does.
+    in tables of its own protocol, where no published number does. Runs of one network and task that
+    differ in their recipes are compared in a table of the task.
 
     Args:
         results: Runs to show.
-        networks: With them comes a table of what they cost, and comparisons without a run.
+        networks: With them come comparisons without a run and, at the end, a table of what the
+            networks cost.
+
+    Returns:
+        Tables with names of their own; `Table.task` and `Table.measured` tell what they hold.
 
     Raises:
         InputError: Two results contradict each other, or a network has no label.
@@ -28,31 +41,42 @@ def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> li
     groups = group_results(results)
     with_paper = [group for group in groups if group.of_the_paper]
     others = [group for group in groups if group not in with_paper]
+    published, placed = _published_tables(with_paper, networks)
+    others += [group for group in with_paper if id(group) not in placed]
+    own = []
+    for task in tasks_of(groups):
+        part = groups_of_task(task, groups)
+        own += recipe_tables(task, part)
+        mine = groups_of_task(task, others)
+        for protocol in protocols_of(mine):
+            own += own_tables(protocol, groups_of(protocol, mine), part)
+    return own + published + ([complexity_table(networks)] if networks else [])
+
+
+def _published_tables(
+    groups: list[Group], networks: Sequence[Network]
+) -> tuple[list[Table], set[int]]:
+    """The paper's tables with the runs that may stand in them, and the ids of the groups in one."""
     tables = []
     placed: set[int] = set()
     for name in ("width_table", "identity_table"):
         rows = published_rows(name)
-        placed |= {id(group) for row in rows for group in with_paper if stands_in(row, group)}
+        placed |= {id(group) for row in rows for group in groups if stands_in(row, group)}
         protocols = [
             protocol
-            for protocol in protocols_of(with_paper)
-            if any(find_group(row, groups_of(protocol, with_paper)) for row in rows)
+            for protocol in protocols_of(groups)
+            if any(find_group(row, groups_of(protocol, groups)) for row in rows)
         ]
         for protocol in protocols or [None]:
-            tables.append(paper_table(name, rows, protocol, groups_of(protocol, with_paper)))
+            tables.append(paper_table(name, rows, protocol, groups_of(protocol, groups)))
     for name in labels().comparisons:
         measured = [
             protocol
-            for protocol in protocols_of(with_paper)
-            if compared_groups(name, networks, groups_of(protocol, with_paper))
+            for protocol in protocols_of(groups)
+            if compared_groups(name, networks, groups_of(protocol, groups))
         ]
         for protocol in measured or ([None] if networks else []):
-            part = compared_groups(name, networks, groups_of(protocol, with_paper))
+            part = compared_groups(name, networks, groups_of(protocol, groups))
             placed |= {id(group) for group in part.values()}
             tables.append(comparison_table(name, protocol, part, networks))
-    if networks:
-        tables.append(complexity_table(networks))
-    others += [group for group in with_paper if id(group) not in placed]
-    for protocol in protocols_of(others):
-        tables += own_tables(protocol, groups_of(protocol, others))
-    return tables + recipe_tables(groups)
+    return tables, placed

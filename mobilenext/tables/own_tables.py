@@ -1,11 +1,8 @@
 """Tables of runs beside which no published number may stand, and of their recipes."""
 
-import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
 
 from mobilenext.tables.cells import (
     ACCURACY,
@@ -16,13 +13,26 @@ from mobilenext.tables.cells import (
     group_cost,
     marks,
 )
-from mobilenext.tables.labels import authors_dropout, labels
+from mobilenext.tables.differences import (
+    differing_arguments,
+    differing_entries,
+    few,
+    same_network,
+)
+from mobilenext.tables.labels import labels
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import Group, Protocol, Result, decimal, fraction
 
 
-def own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
-    """Tables of one protocol's runs: networks by width, then identity tensor multipliers."""
+def own_tables(protocol: Protocol, groups: list[Group], task: list[Group]) -> list[Table]:
+    """Tables of one protocol's runs: networks by width, then identity tensor multipliers.
+
+    Args:
+        protocol: The runs' protocol.
+        groups: The runs.
+        task: All runs of the protocol's task. Titles name the entries in which these runs differ
+            from others of the same networks, unless there are many.
+    """
     whole = [group for group in groups if group.first.identity == 1]
     whole.sort(
         key=lambda group: (
@@ -31,10 +41,17 @@ def own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
             group.first.model,
         )
     )
+    results = [group.first for group in task]
+    differing = {
+        entry
+        for group in groups
+        for entry in differing_entries(group.first, same_network(group.first, results))
+    }
+    apart = "".join(f", {entry}" for entry in few(sorted(differing)))
     tables = []
     if whole:
         rows = [(group, decimal(group.first.width)) for group in whole]
-        name, title = f"networks_{protocol.short}", f"Networks: {protocol.describe()}"
+        name, title = f"networks_{protocol.short}", f"Networks{apart}: {protocol.describe()}"
         tables.append(_own_table(name, title, "width", rows, groups))
     for model, width in sorted({(g.first.model, g.first.width) for g in groups}):
         several = [g for g in groups if (g.first.model, g.first.width) == (model, width)]
@@ -42,36 +59,43 @@ def own_tables(protocol: Protocol, groups: list[Group]) -> list[Table]:
             continue
         rows = [(group, fraction(group.first.identity)) for group in several]
         name = f"identity_{model}_{width:g}_{protocol.short}"
-        title = f"Identity tensor multipliers at width {decimal(width)}: {protocol.describe()}"
-        tables.append(_own_table(name, title, "identity", rows, groups))
+        what = f"Identity tensor multipliers at width {decimal(width)}{apart}"
+        tables.append(_own_table(name, f"{what}: {protocol.describe()}", "identity", rows, groups))
     return tables
 
 
-def recipe_tables(groups: list[Group]) -> list[Table]:
-    """Networks that several recipes trained on the same images for as many epochs."""
-    trained = {(_task_and_network(group), group.first.protocol) for group in groups}
-    recipes = Counter(both for both, _ in trained)
-    compared = [group for group in groups if recipes[_task_and_network(group)] > 1]
-    compared.sort(key=lambda group: (_task_and_network(group), group.first.protocol.recipe))
-    tables = []
-    for task, same in itertools.groupby(compared, lambda group: group.first.protocol.task):
-        part = list(same)
-        notes: list[str] = []
-        rows = tuple(
+def recipe_tables(task: str, groups: list[Group]) -> list[Table]:
+    """The table of networks that several recipes trained for one task; empty if there are none.
+
+    Args:
+        task: Data, size of images and epochs, see `Protocol.task`.
+        groups: Its runs.
+    """
+    trained = {(group.first.network_key, group.first.protocol) for group in groups}
+    recipes = Counter(network for network, _ in trained)
+    part = [group for group in groups if recipes[group.first.network_key] > 1]
+    if not part:
+        return []
+    part.sort(key=lambda group: (group.first.network_key, group.first.protocol.recipe))
+    results = [group.first for group in part]
+    notes: list[str] = []
+    rows = []
+    for group in part:
+        entries = differing_entries(group.first, same_network(group.first, results))
+        network = ", ".join([labels().label(group.first.model), *few(entries)])
+        rows.append(
             (
-                labels().label(group.first.model) + marks(condition_notes(group, part), notes),
+                network + marks(condition_notes(group, part), notes),
                 _recipe_with_arguments(group.first),
                 decimal(group.first.width),
                 fraction(group.first.identity),
                 *accuracy_cells(group),
             )
-            for group in part
         )
-        slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
-        columns = ("network", "recipe", "width", "identity", *ACCURACY)
-        notes_below = footnotes(notes, set(), *_remarks(part[0].first.protocol))
-        tables.append(Table(f"recipes_{slug}", f"Recipes: {task}", columns, rows, notes_below, 2))
-    return tables
+    slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
+    columns = ("network", "recipe", "width", "identity", *ACCURACY)
+    below = footnotes(notes, set(), *_remarks(part[0].first.protocol))
+    return [Table(f"recipes_{slug}", f"Recipes: {task}", columns, tuple(rows), below, 2, task)]
 
 
 def _own_table(
@@ -90,7 +114,8 @@ def _own_table(
     part = [group for group, _ in shown]
     rows = tuple(
         (
-            _name(group, groups) + marks(condition_notes(group, part), notes),
+            _name(group.first, [one.first for one in groups])
+            + marks(condition_notes(group, part), notes),
             value,
             *group_cost(group),
             *accuracy_cells(group),
@@ -98,13 +123,9 @@ def _own_table(
         for group, value in shown
     )
     columns = ("network", knob, "params, M", "MAdds, M", *ACCURACY)
-    return Table(
-        name, title, columns, rows, footnotes(notes, set(), *_remarks(part[0].first.protocol))
-    )
-
-
-def _task_and_network(group: Group) -> tuple[str, tuple[str, float, float]]:
-    return group.first.protocol.task, group.first.network_key
+    protocol = part[0].first.protocol
+    below = footnotes(notes, set(), *_remarks(protocol))
+    return Table(name, title, columns, rows, below, task=protocol.task)
 
 
 def _recipe_with_arguments(result: Result) -> str:
@@ -122,17 +143,7 @@ def _remarks(protocol: Protocol) -> tuple[str, ...]:
     return remarks[:1] if protocol.of_the_paper else remarks
 
 
-def _name(group: Group, groups: Iterable[Group]) -> str:
+def _name(result: Result, results: list[Result]) -> str:
     """The network's name, with the arguments that set it apart from other rows or its authors'."""
-    own = json.loads(group.first.arguments)
-    key = group.first.network_key
-    twins = [json.loads(g.first.arguments) for g in groups if g.first.network_key == key]
-    shown = {name for twin in twins for name in {*own, *twin} if twin.get(name) != own.get(name)}
-    if group.first.dropout != authors_dropout(group.first.model):
-        shown.add("dropout")
-    parts = [f"{name} {_argument_text(own[name])}" for name in sorted(shown & own.keys())]
-    return ", ".join([labels().label(group.first.model), *parts])
-
-
-def _argument_text(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    arguments = differing_arguments(result, same_network(result, results))
+    return ", ".join([labels().label(result.model), *arguments])

@@ -63,6 +63,7 @@ def paper_table(
         ("network", "width" if by_width else "identity", *cost, "top-1: paper", *MEASURED),
         tuple(cells),
         footnotes(notes, tags, LAST_EPOCH),
+        measured=any(stands_in(row, group) for row in rows for group in groups),
     )
 
 

@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV and LaTeX."""
+"""`Table`, and its rendering as Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -16,25 +16,33 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text, with what has to be said of them."""
+    """A table of text: title, header, rows of cells, footnotes."""
 
     name: str
-    """For file names."""
+    """Name of its files and of its place in Markdown; letters, digits, `_` and `.`."""
     title: str
     columns: tuple[str, ...]
+    """The header: names of the columns, with units."""
     rows: tuple[tuple[str, ...], ...]
+    """Cells row by row, as many in each as there are columns."""
     footnotes: tuple[str, ...] = ()
     text_columns: int = 1
-    """How many of the first columns are words; the others are aligned as numbers."""
+    """Number of leading columns that hold words, aligned left; the others hold numbers, aligned
+    right."""
+    task: str | None = None
+    """Task of its runs (data, size of images, epochs), if it is a table of runs alone; None: it has
+    published numbers."""
+    measured: bool = True
+    """Whether a run stands in it."""
 
 
 def superscript(number: int) -> str:
-    """A footnote's mark."""
+    """A non-negative number in superscript digits, as footnotes are marked: 12 gives ¹²."""
     return "".join(SUPERSCRIPTS[int(digit)] for digit in str(number))
 
 
 def to_markdown(table: Table) -> str:
-    """GitHub's Markdown: title, table, footnotes."""
+    """The table as GitHub's Markdown: title in bold, padded cells, footnotes; ends in a newline."""
     cells = [[text.replace("|", "\\|") for text in row] for row in (table.columns, *table.rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.columns))]
     lines = [f"**{table.title}**", ""]
@@ -56,14 +64,14 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The cells only, with the columns' names in the first line."""
+    """The table as CSV: the header in the first line, then the rows; no title, no footnotes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
     return text.getvalue()
 
 
 def to_latex(table: Table) -> str:
-    """A `table` that needs no package."""
+    """The table as LaTeX's `table`, which needs no package: caption, rows, footnotes."""
     columns = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
     lines = [
         r"\begin{table}",

@@ -426,6 +426,16 @@ def groups_of(protocol: Protocol | None, groups: Iterable[Group]) -> list[Group]
     return [group for group in groups if group.first.protocol == protocol]
 
 
+def tasks_of(groups: Iterable[Group]) -> list[str]:
+    """Tasks of runs, see `Protocol.task`, each once, sorted."""
+    return sorted({group.first.protocol.task for group in groups})
+
+
+def groups_of_task(task: str, groups: Iterable[Group]) -> list[Group]:
+    """Those runs that are of one task."""
+    return [group for group in groups if group.first.protocol.task == task]
+
+
 def decimal(value: float) -> str:
     """A number as tables have it: 72.0, 3.45."""
     text = f"{value:g}"

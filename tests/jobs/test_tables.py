@@ -44,10 +44,13 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     runs = write_results(tmp_path, fake_result(), small_result(top1=60.0))
     done = run("scripts/tables.py", runs / "mobilenext" / f"{0:012x}", runs, "output=out")
     assert "| 74.00 |" in " ".join(done.stdout.split())
-    assert "imagenette, 96 px, 8 epochs" in done.stdout
+    assert done.stdout.startswith("**Networks: imagenette, 96 px, 8 epochs")
     named = {name: len(one.networks) for name, one in labels().comparisons.items()}
-    with_mobilenext = sum("mobilenext" in one.networks for one in labels().comparisons.values())
-    assert done.stdout.count("not measured") == 9 + 3 + sum(named.values()) - with_mobilenext
+    shown = [name for name, one in labels().comparisons.items() if "mobilenext" in one.networks]
+    of_shown = sum(named[name] - 1 for name in shown)
+    assert done.stdout.count("not measured") == 9 + 3 + of_shown
+    left_out = [name for name in named if name not in shown]
+    assert f"(paper=true prints them too): {', '.join([*left_out, 'complexity'])}\n" in done.stdout
     names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
     assert names == {"width_table", "identity_table", "networks", "complexity", *named}
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
@@ -70,6 +73,25 @@ def test_the_measured_results_without_arguments(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_papers_tables_are_printed_where_a_run_stands_or_if_asked_for(
+    here: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results(tmp_path, small_result())
+    all_tables = here("runs=[runs]")["tables"]
+    text = capsys.readouterr().out
+    assert "ImageNet at 224 px" not in text
+    assert "not measured" not in text
+    *_, last = text.splitlines()
+    assert last.startswith("Not printed, as none of these runs stands in them (paper=true prints")
+    assert last.endswith("complexity")
+    assert {"width_table", "complexity", *labels().comparisons} < set(all_tables)
+    assert here("runs=[runs]", "paper=true")["tables"] == all_tables
+    text = capsys.readouterr().out
+    assert "Not printed" not in text
+    assert all(markdown.rstrip() in text for markdown in all_tables.values())
+    assert text.startswith("**Networks: imagenette")
+
+
 def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
@@ -79,7 +101,7 @@ def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) 
     assert text.endswith("<!-- /table -->\nafter\n")
     assert "old" not in text
     page.write_text("<!-- table: nothing -->\n<!-- /table -->")
-    with pytest.raises(InputError, match="there is no table nothing: expected one of width_table"):
+    with pytest.raises(InputError, match=r"no table nothing: expected one of .*width_table"):
         here("update=[page.md]")
 
 

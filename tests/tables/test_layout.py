@@ -45,8 +45,8 @@ def test_a_run_beside_the_paper(tmp_path: Path) -> None:
     (name,) = [name for name in found if name.startswith("width_table")]
     ours = found[name].columns.index("top-1: paper") + 1
     by_name = {row[0].rstrip("⁰¹²³⁴⁵⁶⁷⁸⁹\u202f") + row[1]: row[ours:] for row in found[name].rows}
-    assert by_name["MobileNeXt1.0"] == ("73.90 ± 0.14", "−0.12", "0, 1", "74.00", "01234567")
-    assert by_name["MobileNetV21.0"] == ("72.00", "−0.30", "0", "72.10", "01234567")
+    assert by_name["MobileNeXt1.0"] == ("73.90 ± 0.14", "−0.12", "2", "74.00", "01234567")
+    assert by_name["MobileNetV21.0"] == ("72.00", "−0.30", "1", "72.10", "01234567")
     assert by_name["MobileNeXt0.5"][0] == "not measured"
     (name,) = [name for name in found if name.startswith("identity_table")]
     assert [row[4] for row in found[name].rows] == ["73.90 ± 0.14"] + ["not measured"] * 3
@@ -90,7 +90,7 @@ def test_tables_of_other_data(tmp_path: Path) -> None:
     results = [small_result(identity=identity, top1=top1, width=0.5)
                for identity, top1 in ((1.0, 60.0), (0.5, 58.0), (1 / 6, 50.0))]  # fmt: skip
     found = tables(tmp_path, *results, small_result(model="mobilenetv2", width=0.5, top1=55.0))
-    networks, identity = list(found.values())[2:]
+    networks, identity = list(found.values())[:2]
     assert [row[:2] for row in networks.rows] == [("MobileNetV2", "0.5"), ("MobileNeXt", "0.5")]
     assert [row[1] for row in identity.rows] == ["1", "1/2", "1/6"]
     assert "imagenette, 96 px, 8 epochs" in networks.title
@@ -189,7 +189,9 @@ def test_recipes_of_the_same_network_stand_side_by_side(tmp_path: Path) -> None:
     table = found["recipes_imagenette_96_px_8_epochs"]
     assert table.title == "Recipes: imagenette, 96 px, 8 epochs"
     networks, recipes, widths, identities, top1, *_ = zip(*table.rows, strict=True)
-    assert (set(networks), set(widths), set(identities)) == ({"MobileNeXt"}, {"1.0"}, {"1"})
+    assert (set(widths), set(identities)) == ({"1.0"}, {"1"})
+    assert networks == ("MobileNeXt, ema_decay 0.99, optimizer AdamW, optimizer.lr 0.002",
+                        "MobileNeXt, ema_decay null, optimizer SGD, optimizer.lr 0.1")  # fmt: skip
     assert top1 == ("40.00", "50.50 ± 0.71")
     assert recipes[0].startswith("dropout 0.3, AdamW 0.002, batch 512")
     assert "RandAugment rand-m9, mixup 0.2, averaged weights 0.99 (protocol " in recipes[0]
@@ -203,6 +205,49 @@ def test_recipes_of_the_paper_are_compared_too(tmp_path: Path) -> None:
     table = found["recipes_imagenet_224_px_210_epochs"]
     assert [row[4] for row in table.rows] == ["75.00", "74.00"]
     assert len(table.footnotes) == 1
+
+
+def test_own_tables_come_first(tmp_path: Path) -> None:
+    results = [fake_result(), fake_result(config__optimizer=ADAM, top1=75.0), small_result()]
+    read = read_results([write_results(tmp_path, *results)])
+    found = tables_of(read, [network("mobilenext")])
+    tasks = ["imagenet, 224 px, 210 epochs", "imagenette, 96 px, 8 epochs"]
+    assert [table.task for table in found[:2]] == tasks
+    assert {table.task for table in found[2:]} == {None}
+    assert all(table.measured for table in found[:2])
+    measured = {table.name.rpartition("_")[0] for table in found[2:] if table.measured}
+    shown = {name for name, one in labels().comparisons.items() if "mobilenext" in one.networks}
+    assert measured == {"width_table", "identity_table"} | shown
+    assert {table.name for table in found if not table.measured} == {
+        "complexity", *(labels().comparisons.keys() - shown)
+    }  # fmt: skip
+    assert found[-1].name == "complexity"
+
+
+def test_nothing_of_the_paper_is_measured_by_runs_on_other_data(tmp_path: Path) -> None:
+    read = read_results([write_results(tmp_path, small_result(), fake_result("kernel_5", width=2))])
+    for table in tables_of(read, [network("mobilenext")]):
+        assert table.measured == (table.task is not None), table.name
+
+
+def test_recipes_and_their_tables_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    rates = [small_result(config__optimizer__lr=lr, top1=50.0) for lr in (0.1, 0.05)]
+    decays = [small_result(config__optimizer__weight_decay=decay, width=0.5) for decay in (0, 1e-4)]
+    recipes, *networks = tables(tmp_path, *rates, *decays).values()
+    entries = {f"optimizer.{entry}" for entry in
+               ("weight_decay 0", "weight_decay 0.0001", "lr 0.05", "lr 0.1")}  # fmt: skip
+    assert {row[0] for row in recipes.rows} == {f"MobileNeXt, {entry}" for entry in entries}
+    titles = {table.title.partition(":")[0] for table in networks if table.task is not None}
+    assert titles == {f"Networks, {entry}" for entry in entries}
+
+
+def test_recipes_that_differ_in_much_are_told_apart_by_the_column_beside(tmp_path: Path) -> None:
+    much = {"config__ema_decay": 0.9, "config__optimizer": ADAM, "config__augment__hflip": 0.0,
+            "config__label_smoothing": 0.0}  # fmt: skip
+    recipes, *networks = tables(tmp_path, small_result(), small_result(**much)).values()
+    assert {row[0] for row in recipes.rows} == {"MobileNeXt"}
+    assert len({row[1] for row in recipes.rows}) == 2
+    assert [table.title.partition(":")[0] for table in networks[:2]] == ["Networks"] * 2
 
 
 GOLDEN = Table(
