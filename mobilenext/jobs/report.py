@@ -48,7 +48,7 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
     paths = [Path(path) for path in config.runs]
     evaluations = read_evaluations(paths)
     results = read_results(paths, bool(evaluations)) if paths else measured_results()
-    page = render_page(results, config.title, evaluations)
+    page = render_page(results, config.title, output.parent, evaluations)
     with writable(f"output={output}"):
         write_whole(output, page)
     found = f"{len(results)} runs"

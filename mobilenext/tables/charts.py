@@ -1,10 +1,12 @@
-"""Plots as SVG that live in a page: its colours in light and dark, its font, no ids in common.
+"""Line charts as SVG for an HTML page. Needs matplotlib (the extra `report`).
 
-Needs matplotlib (the extra `report`).
+The SVG is written into the page, not linked: it takes the page's font and colours, light and dark,
+and its ids are unlike those of other charts.
 """
 
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,57 +19,84 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 SERIES = 4
-"""How many colours there are; `report.html.jinja` defines them as --series-1 and so on."""
+"""Number of colours for series; `report.html.jinja` defines them as --series-1 to --series-4."""
 
 TEXT, LINES = "#010101", "#020202"
+"""Colours that matplotlib draws text and grid with; the SVG gets currentColor and --lines instead.
+
+They only have to be colours that nothing else is drawn with.
+"""
 COLOURS = [f"#0303{number:02x}" for number in range(1, SERIES + 1)]
-"""Stand-ins that become the page's own colours: no plot needs colours this dark."""
+"""The same for series; the SVG gets --series-1 and so on instead."""
 
 MARKERS = ("o", "s", "D", "^")
+"""matplotlib's markers, one for each colour."""
 DASHES = ((), (6, 2), (2, 2), (8, 2, 2, 2), (1, 1.5), (10, 3))
+"""Lengths of dashes and gaps in units of the line's width; () is a solid line."""
+
+LEGEND_INSIDE = 4, 40
+"""Series, and characters of the longest name, up to which the legend lies among the points; a
+larger one lies below the axes."""
+LEGEND_LINE = 66
+"""Characters in a line of a legend below the axes."""
+LEGEND_POINTS = 10
+"""Size of its font, in points."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind."""
+    """One line of a chart: its points, its name in the legend, how it is drawn."""
 
     name: str
+    """Name in the legend and in the chart's data."""
     points: Sequence[tuple[float, float]]
+    """(x, y) of each point, in the units of the axes."""
     colour: int = 1
-    """1 to `SERIES`; also decides the marker, for those who see no colours."""
+    """Number of its colour, 1 to `SERIES`. It decides the marker, too, so that series can be told
+    apart without seeing colours."""
     dashes: int = 0
-    """Index of `DASHES`."""
+    """Number of its dash pattern in `DASHES`, from 0; larger numbers begin again."""
     hollow: bool = False
+    """Whether markers are outlines."""
     errors: Sequence[float | None] = field(default_factory=tuple)
-    """Half lengths of bars, for each point."""
+    """Standard deviation of each point's y, drawn as a bar of that length up and down; None: no
+    bar. Empty: no bars at all."""
     labels: Sequence[str] = field(default_factory=tuple)
-    """Words beside the points."""
+    """Text beside each point; empty: none."""
     line: bool = True
+    """Whether points are joined."""
     markers: bool = True
+    """Whether points have markers."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot and what it shows in words and numbers."""
+    """A chart: its drawing, and its points as a table."""
 
     svg: str
+    """An <svg> element, without XML declaration; title and description are in it."""
     title: str
     columns: tuple[str, ...]
+    """The table's header: series, x axis, y axis."""
     rows: tuple[tuple[str, ...], ...]
+    """A row for each point of each series; x as written by :g, y with two decimals."""
 
 
 def chart(
     name: str, title: str, x: str, y: str, series: Sequence[Series], whole_x: bool = False
 ) -> Chart:
-    """Draw series of points.
+    """A chart of some series, with a legend if there are several.
 
     Args:
-        name: Sets the ids in the SVG apart from those of others.
-        title: What it shows.
+        name: Prefix of the ids in the SVG; no other chart of the page may have it.
+        title: The chart's title, for the page and for screen readers; it is not drawn.
         x: Label of the horizontal axis, with its unit.
         y: Label of the vertical axis, with its unit.
-        series: What to draw.
-        whole_x: Whether only whole numbers make sense on the horizontal axis.
+        series: The series, in the order of the legend.
+        whole_x: Whether the horizontal axis has ticks at whole numbers only, as for epochs.
+
+    Returns:
+        The chart. Equal arguments give equal SVG.
     """
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
@@ -97,7 +126,7 @@ def chart(
         for one in series:
             _draw(axes, one)
         if len(series) > 1:
-            axes.legend(frameon=False, handlelength=3.2, loc="best")
+            _add_legend(figure, axes, [one.name for one in series])
         buffer = io.StringIO()
         figure.patch.set_alpha(0)
         axes.patch.set_alpha(0)
@@ -107,6 +136,20 @@ def chart(
     )
     words = f"{y} over {x} for {', '.join(one.name for one in series)}"
     return Chart(_for_page(buffer.getvalue(), name, title, words), title, ("series", x, y), rows)
+
+
+def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
+    most, longest = LEGEND_INSIDE
+    if len(names) <= most and max(map(len, names)) <= longest:
+        axes.legend(frameon=False, handlelength=3.2, loc="best")
+        return
+    texts = ["\n".join(textwrap.wrap(name, LEGEND_LINE)) for name in names]
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(handles, texts, frameon=False, handlelength=3.2, fontsize=LEGEND_POINTS,
+                  loc="outside lower left")  # fmt: skip
+    below = "\n".join(texts).count("\n") + 1
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + below * 1.7 * LEGEND_POINTS / 72)
 
 
 def _row(series: Series, number: int) -> tuple[str, str]:
@@ -137,7 +180,11 @@ def _draw(axes: Axes, series: Series) -> None:
 
 
 def _for_page(svg: str, name: str, title: str, words: str) -> str:
-    """The drawing without what makes it a file, with names for those who can't see it."""
+    """The SVG file that matplotlib made as an element of the page.
+
+    XML declaration, metadata and style sheet go; ids get the chart's name in front, colours become
+    the page's; title and description come in, which screen readers read out.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)

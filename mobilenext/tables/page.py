@@ -1,30 +1,34 @@
 """One page about runs: tables, plots and their data, configs. Needs the extra `report`."""
 
+import os
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from mobilenext.tables.charts import Chart, Series, chart
+from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
+from mobilenext.tables.differences import run_label, what_differs
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import published_rows, published_table, released_curves
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import (
     Group,
-    Protocol,
     Result,
     decimal,
     fraction,
     group_results,
-    groups_of,
-    protocols_of,
+    groups_of_task,
+    tasks_of,
 )
 
 FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
@@ -33,51 +37,45 @@ FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
 
 @dataclass(frozen=True)
 class Section:
-    """Tables and plots that belong together."""
+    """Tables and charts that belong together, under a heading."""
 
     name: str
+    """The heading's id in the page."""
     title: str
     tables: list[Table]
     charts: list[Chart]
 
 
 def render_page(
-    results: Sequence[Result], title: str, evaluations: Sequence[Evaluation] = ()
+    results: Sequence[Result],
+    title: str,
+    folder: Path | None = None,
+    evaluations: Sequence[Evaluation] = (),
 ) -> str:
-    """The page, one HTML file that needs no other.
+    """The page: one HTML file that needs no other, runs no script and asks for nothing.
+
+    A section for each task of the runs comes first, then the paper's, where tables and charts are
+    folded unless a run stands in them, then the list of the runs.
 
     Args:
-        results: The runs.
-        title: Its title.
+        results: Runs to show.
+        title: The page's title.
+        folder: Where the page will lie, for links to the runs' folders; None: this folder.
         evaluations: Are shown at its end, with their confusion matrices.
 
     Raises:
-        InputError: Two results contradict each other.
+        InputError: Two results contradict each other, or a network has no label.
     """
     groups = group_results(results)
     tables = tables_of(results)
+    own = []
+    for number, task in enumerate(tasks_of(groups), 1):
+        apart = [group for group in groups_of_task(task, groups) if not group.of_the_paper]
+        name = f"task-{number}"
+        shown = [table for table in tables if table.task == task]
+        own.append(Section(name, task, shown, _own_charts(name, apart)))
     with_paper = [group for group in groups if group.of_the_paper]
-    ours = {
-        table.name for table in tables if table.name.startswith(("networks", "identity_mobile"))
-    }
-    sections = [
-        Section(
-            "paper",
-            "Beside the paper",
-            [table for table in tables if table.name not in ours],
-            _paper_charts(with_paper),
-        )
-    ]
-    for protocol in protocols_of(groups):
-        mine = groups_of(protocol, groups)
-        sections.append(
-            Section(
-                f"p{protocol.short}",
-                protocol.describe(),
-                [t for t in tables if t.name in ours and t.name.endswith(protocol.short)],
-                _own_charts(protocol, mine),
-            )
-        )
+    published = [table for table in tables if table.task is None]
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
@@ -85,19 +83,29 @@ def render_page(
     template = environment.from_string(text.read_text())
     return template.render(
         title=title,
-        sections=sections,
-        runs=[_run(result) for result in results],
+        sections=[section for section in own if section.tables or section.charts],
+        paper=Section("paper", "Beside the paper", published, _paper_charts(with_paper)),
+        compared=bool(with_paper),
+        runs=[_run(result, results, folder or Path()) for result in sorted(results, key=_place)],
         evaluations=evaluations,
     )
 
 
-def _run(result: Result) -> dict[str, Any]:
+def _place(result: Result) -> tuple[Any, ...]:
+    """A run's place in the list of runs."""
+    protocol = result.protocol
+    return (protocol.task, labels().place(result.model), result.model, -result.width,
+            -result.identity, protocol.describe(), result.arguments, result.seed)  # fmt: skip
+
+
+def _run(result: Result, results: Sequence[Result], page: Path) -> dict[str, Any]:
     """The page's entries about one run."""
     values = result.values
     used = values.get("hardware", {}).get("processes", 1)
     return {
-        "label": f"{_label(result)}, seed {result.seed}",
-        "folder": "/".join(result.path.parts[-3:-1]),
+        "label": run_label(result, results, seed=True),
+        "folder": "/".join(result.path.resolve().parts[-3:-1]),
+        "href": _href(result.path.parent, page),
         "data": values["data"],
         "top1": f"{result.top1:.2f}",
         "best": f"{result.best_top1:.2f}",
@@ -113,10 +121,14 @@ def _run(result: Result) -> dict[str, Any]:
     }
 
 
-def _label(result: Result) -> str:
-    family = labels().label(result.model)
-    identity = "" if result.identity == 1 else f", identity {fraction(result.identity)}"
-    return f"{family} {decimal(result.width)}{identity}"
+def _href(run: Path, page: Path) -> str:
+    """A link from the page's folder to a run's, relative unless they lie on different drives."""
+    run, page = run.resolve(), page.resolve()
+    try:
+        relative = os.path.relpath(run, page)
+    except ValueError:
+        return f"{run.as_uri()}/"
+    return f"{quote(Path(relative).as_posix())}/"
 
 
 def _colour(model: str) -> int:
@@ -124,32 +136,41 @@ def _colour(model: str) -> int:
 
 
 def _cost_charts(name: str, what: str, series: dict[str, list[Series]]) -> list[Chart]:
-    """Accuracy against both costs; series by cost."""
+    """Accuracy against both costs; series by cost. None where all points are of one cost."""
     units = {"madds": "MAdds, millions", "params": "parameters, millions"}
-    return [
-        chart(f"{name}-{cost}", f"{what} over {unit.partition(',')[0]}", unit, "top-1, %", drawn)
-        for cost, unit in units.items()
-        if (drawn := series[cost])
-    ]
+    charts = []
+    for cost, unit in units.items():
+        if len({x for one in series[cost] for x, _ in one.points}) > 1:
+            title = f"{what} over {unit.partition(',')[0]}"
+            charts.append(chart(f"{name}-{cost}", title, unit, "top-1, %", series[cost]))
+    return charts
 
 
 def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Series]]:
-    """A line for each family through its widths, cheapest first."""
+    """A line for each network and recipe through its widths, cheapest first."""
     found: dict[str, list[Series]] = {"madds": [], "params": []}
-    whole = [group for group in groups if group.first.identity == 1]
-    for model in sorted(
-        {group.first.model for group in whole}, key=lambda name: (_colour(name), name)
-    ):
-        mine = sorted(
-            (group for group in whole if group.first.model == model),
-            key=lambda group: group.first.values["madds"],
-        )
-        for cost, key in (("madds", "madds"), ("params", "num_params")):
+    lines: dict[tuple[str, str, str], list[Group]] = {}
+    for group in groups:
+        if group.first.identity == 1:
+            key = (group.first.model, group.first.protocol.text, group.first.arguments)
+            lines.setdefault(key, []).append(group)
+    models = Counter(model for model, *_ in lines)
+    ordered = sorted(lines, key=lambda key: (_colour(key[0]), key))
+    for number, key in enumerate(ordered):
+        model = key[0]
+        mine = sorted(lines[key], key=lambda group: group.first.values["madds"])
+        others = [lines[other][0].first for other in ordered if other[0] == model]
+        label = ", ".join([labels().label(model), *what_differs(mine[0].first, others)])
+        colour, dashes = _colour(model), 0
+        if max(models.values()) > 1:
+            colour, dashes = number % SERIES + 1, number // SERIES
+        for cost, entry in (("madds", "madds"), ("params", "num_params")):
             found[cost].append(
                 Series(
-                    labels().label(model) + ours,
-                    [(round(g.first.values[key] / 1e6, 3), g.mean) for g in mine],
-                    _colour(model),
+                    label + ours,
+                    [(round(g.first.values[entry] / 1e6, 3), g.mean) for g in mine],
+                    colour,
+                    dashes=dashes,
                     errors=[g.std for g in mine],
                     labels=[decimal(g.first.width) for g in mine],
                 )
@@ -176,78 +197,85 @@ def _paper_charts(groups: list[Group]) -> list[Chart]:
                     labels=[decimal(row.width) for row in rows],
                 )
             )  # fmt: skip
+    released = [
+        Series(
+            f"released log, identity {fraction(log.identity)} [{log.tag}]",
+            [(epoch + 1, top1) for epoch, _, top1 in log.points],
+            3,
+            dashes=number + 1,
+            hollow=True,
+        )
+        for number, log in enumerate(released_curves())
+    ]
     charts = _cost_charts("paper", "ImageNet top-1", series)
-    for protocol in protocols_of(groups):
-        mine = groups_of(protocol, groups)
-        released = [
-            Series(
-                f"released log, identity {fraction(log.identity)} [{log.tag}]",
-                [(epoch + 1, top1) for epoch, _, top1 in log.points],
-                3,
-                dashes=number + 1,
-                hollow=True,
-            )
-            for number, log in enumerate(released_curves())
-        ]
-        charts += _curve_charts(f"paper-{protocol.short}", mine, released)
-    return charts
+    return charts + _curve_charts("paper", groups, released)
 
 
-def _own_charts(protocol: Protocol, groups: list[Group]) -> list[Chart]:
-    if protocol.of_the_paper:
-        return []
-    name = f"p{protocol.short}"
+def _own_charts(name: str, groups: list[Group]) -> list[Chart]:
     charts = _cost_charts(name, "Top-1 at the last epoch", _measured_series(groups))
     return charts + _curve_charts(name, groups, [])
 
 
 def _curve_charts(name: str, groups: list[Group], released: list[Series]) -> list[Chart]:
-    """Top-1 and training loss by epoch, the mean over seeds: widths, then identity multipliers."""
+    """Top-1 and training loss by epoch, the mean over seeds; identity multipliers by themselves."""
     whole = [group for group in groups if group.first.identity == 1]
-    charts = _curves(f"{name}-widths", "widths", whole, released)
-    for model, width in sorted({(g.first.model, g.first.width) for g in groups}):
+    charts = _curves(f"{name}-curves", "", whole, released)
+    for number, (model, width) in enumerate(
+        sorted({(g.first.model, g.first.width) for g in groups})
+    ):
         same = [g for g in groups if (g.first.model, g.first.width) == (model, width)]
-        if len({g.first.identity for g in same}) > 1:
-            what = f"identity tensor multipliers at width {decimal(width)}"
-            charts += _curves(f"{name}-identity-{width:g}".replace(".", "_"), what, same, [])
+        if {g.first.identity for g in same} != {1.0}:
+            what = f": identity tensor multipliers, {labels().label(model)} {decimal(width)}"
+            charts += _curves(f"{name}-identity-{number}", what, same, [])
     return charts
 
 
 def _curves(name: str, what: str, groups: list[Group], released: list[Series]) -> list[Chart]:
+    """Learning curves of runs of two epochs or more; none, if there are no such runs."""
     series: dict[str, list[Series]] = {"top1": [], "loss": []}
-    by_identity = len({group.first.identity for group in groups}) > 1
+    networks = Counter((group.first.model, group.first.width) for group in groups)
+    by_family = max(networks.values(), default=0) == 1
     ordered = sorted(groups, key=lambda g: (_colour(g.first.model), -g.first.width,
                                             -g.first.identity))  # fmt: skip
-    seen: dict[str, int] = {}
-    for group in ordered:
-        histories = [result.history for result in group.results if result.history]
-        if not histories:
-            continue
+    firsts = [group.first for group in groups]
+    seen: Counter[str] = Counter()
+    for number, group in enumerate(ordered):
         model = group.first.model
-        place = seen[model] = seen.get(model, -1) + 1
-        colour = place % 4 + 1 if by_identity else _colour(model)
+        colour, dashes = number % SERIES + 1, number // SERIES
+        if by_family:
+            colour, dashes = _colour(model), seen[model]
+        seen[model] += 1
+        label = run_label(group.first, firsts)
         for key, kind in (("top1", _top1), ("loss", _training_loss)):
-            points = []
-            for epochs in zip(*histories, strict=False):
-                values = [value for epoch in epochs if (value := kind(epoch)) is not None]
-                if len(values) == len(epochs):
-                    points.append((epochs[0]["epoch"], statistics.fmean(values)))
-            series[key].append(
-                Series(_label(group.first), points, colour, dashes=place, markers=False)
-            )
+            points = _mean_curve(group, kind)
+            if len(points) > 1:
+                series[key].append(Series(label, points, colour, dashes=dashes, markers=False))
     charts = []
     if series["top1"]:
         top1 = "top-1 on validation images, %"
         charts.append(
-            chart(f"{name}-top1", f"Learning curves: {what}", "epoch", top1,
+            chart(f"{name}-top1", f"Learning curves{what}", "epoch", top1,
                   [*series["top1"], *released], whole_x=True)
         )  # fmt: skip
     if series["loss"]:
         charts.append(
-            chart(f"{name}-loss", f"Training loss: {what}", "epoch", "training loss",
+            chart(f"{name}-loss", f"Training loss{what}", "epoch", "training loss",
                   series["loss"], whole_x=True)
         )  # fmt: skip
     return charts
+
+
+def _mean_curve(
+    group: Group, kind: Callable[[dict[str, Any]], float | None]
+) -> list[tuple[float, float]]:
+    """Epochs that all seeds have, each with the mean of a measurement, where all have it."""
+    histories = [result.history for result in group.results if result.history]
+    points = []
+    for epochs in zip(*histories, strict=False):
+        values = [value for epoch in epochs if (value := kind(epoch)) is not None]
+        if len(values) == len(epochs):
+            points.append((epochs[0]["epoch"], statistics.fmean(values)))
+    return points
 
 
 def _top1(epoch: dict[str, Any]) -> float | None:

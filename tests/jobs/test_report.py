@@ -115,6 +115,27 @@ def test_nothing_makes_the_page_scroll_sideways(browser: Any, page_path: Path, w
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+OVERFLOWING = """
+[...document.querySelectorAll('.scroll')].filter(one => one.offsetParent).map(one => [
+  one.scrollWidth > one.clientWidth,
+  parseFloat(getComputedStyle(one, '::before').height) > 0,
+])
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_tables_that_scroll_sideways_say_so(browser: Any, page_path: Path, width: int) -> None:
+    page = opened(browser, page_path, width)
+    if not page.evaluate("CSS.supports('animation-timeline', 'scroll()')"):
+        pytest.skip("the browser has no scroll timelines; there the shadow alone says it")
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.wait_for_timeout(100)  # timelines are sampled once a frame
+    found = page.evaluate(OVERFLOWING)
+    assert [scrolls for scrolls, _ in found] == [says_so for _, says_so in found]
+    assert any(scrolls for scrolls, _ in found)
+    assert not all(scrolls for scrolls, _ in found)
+
+
 def test_a_screen_reader_finds_its_way(browser: Any, page_path: Path) -> None:
     page = opened(browser, page_path)
     assert page.evaluate("document.documentElement.lang") == "en"

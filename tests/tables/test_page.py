@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -53,15 +54,109 @@ def test_charts_are_the_same_each_time() -> None:
     assert chart("c", "T", "x", "y", SERIES) == chart("c", "T", "x", "y", SERIES)
 
 
+def sections(text: str) -> dict[str, str]:
+    """HTML of the page's sections by their headings, in the page's order."""
+    parts = text.split("<section")[1:]
+    return {re.findall(r"<h2[^>]*>(.*?)</h2>", part)[0]: part for part in parts}
+
+
+PAPER = "Beside the paper"
+TASK = "imagenette, 96 px, 8 epochs"
+
+
 def test_paper_points_and_ours_share_a_plot_only_where_they_compare(tmp_path: Path) -> None:
-    text = page(tmp_path, fake_result(), small_result(), small_result(seed=1, top1=60.0))
-    paper, *others = text.split("<section")[1:]
-    assert "MobileNeXt, ours" in paper
-    assert "MobileNeXt, paper [S]" in paper
-    assert "released log, identity 1 [S]" in paper
-    (small,) = [part for part in others if "imagenette, 96 px" in part]
-    assert "paper [S]" not in small
-    assert "released log" not in small
+    found = sections(page(tmp_path, fake_result(), small_result(), small_result(width=0.5)))
+    assert "MobileNeXt, ours" in found[PAPER]
+    assert "MobileNeXt, paper [S]" in found[PAPER]
+    assert "released log, identity 1 [S]" in found[PAPER]
+    assert "<svg" in found[TASK]
+    assert "paper [S]" not in found[TASK]
+    assert "released log" not in found[TASK]
+
+
+def test_own_runs_come_first_and_the_papers_numbers_are_folded(tmp_path: Path) -> None:
+    found = sections(page(tmp_path, small_result()))
+    assert list(found) == [TASK, PAPER, "Runs: speed, command, config"]
+    folds = re.findall(r'<details class="paper"( open)?><summary>(.*?)</summary>', found[PAPER])
+    assert [name.partition(",")[0] for _, name in folds] == [
+        "Width multipliers", "Identity tensor multipliers at width 1.0", "Plots: accuracy over cost"
+    ]  # fmt: skip
+    assert not any(is_open for is_open, _ in folds)
+    assert "None of these runs may stand beside the paper" in found[PAPER]
+
+
+def test_the_papers_numbers_are_open_where_a_run_stands(tmp_path: Path) -> None:
+    found = sections(page(tmp_path, fake_result("bottleneck_one"), fake_result(width=0.75)))
+    assert list(found) == [PAPER, "Runs: speed, command, config"]
+    folds = re.findall(r'<details class="paper"( open)?><summary>(.*?)</summary>', found[PAPER])
+    shown = {name.partition(",")[0]: bool(is_open) for is_open, name in folds}
+    assert shown == {
+        "Width multipliers": True,
+        "Identity tensor multipliers at width 1.0": False,
+        "Where depthwise convolutions and shortcuts sit": True,
+        "Plots: accuracy over cost": True,
+    }
+    assert "None of these runs" not in found[PAPER]
+
+
+def captions(html: str) -> list[str]:
+    return re.findall(r"<figcaption>(.*?)</figcaption>", html)
+
+
+CURVES = ["Learning curves", "Training loss"]
+
+
+def test_no_chart_of_one_point(tmp_path: Path) -> None:
+    one = sections(page(tmp_path / "one", small_result(), small_result(seed=1, top1=60.0)))
+    assert captions(one[TASK]) == CURVES
+    lrs = [small_result(config__optimizer__lr=lr) for lr in (0.1, 0.05)]
+    assert captions(sections(page(tmp_path / "cost", *lrs))[TASK]) == CURVES  # both cost the same
+    two = sections(page(tmp_path / "two", small_result(), small_result(width=0.5)))
+    assert captions(two[TASK]) == [
+        "Top-1 at the last epoch over MAdds", "Top-1 at the last epoch over parameters", *CURVES
+    ]  # fmt: skip
+    short = small_result()
+    short["history"] = short["history"][:1]
+    assert captions(sections(page(tmp_path / "short", short))[TASK]) == []
+
+
+def test_curves_and_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    lrs = [small_result(config__optimizer__lr=lr, seed=s) for lr in (0.1, 0.05) for s in (0, 1)]
+    found = sections(page(tmp_path, *lrs, small_result(model="mobilenetv2")))
+    for lr in ("0.05", "0.1"):
+        assert f">MobileNeXt 1.0, optimizer.lr {lr}</text>" in found[TASK]
+        for seed in (0, 1):
+            name = f"MobileNeXt 1.0, optimizer.lr {lr}, seed {seed}"
+            assert f">{name}</a>" in found["Runs: speed, command, config"]
+    assert ">MobileNetV2 1.0</text>" in found[TASK]
+    # two lines of one network through its widths, not one through both recipes
+    assert f">MobileNeXt, optimizer.lr {lr}</text>" in found[TASK]
+
+
+def test_runs_are_linked_to_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = "javascript:x y#z"
+    results = read_results([write_results(tmp_path, small_result(), small_result(model=odd))])
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for folder, up in ((tmp_path / "out", "../"), (Path("out"), "../"), (None, "")):
+        hrefs = set(re.findall(r'<a href="([^#"][^"]*)"', render_page(results, "T", folder)))
+        assert hrefs == {f"{up}runs/mobilenext/{0:012x}/",
+                         f"{up}runs/javascript%3Ax%20y%23z/{1:012x}/"}  # fmt: skip
+        for href in hrefs:
+            assert ((folder or Path()) / unquote(href) / "result.json").is_file()
+
+
+def test_a_legend_too_large_for_the_chart_lies_below_it() -> None:
+    def height(names: list[str]) -> float:
+        series = [Series(name, [(1, 2.0), (2, 3.0)]) for name in names]
+        box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', chart("c", "T", "x", "y", series).svg)
+        assert box is not None
+        return float(box[1])
+
+    small = height(["a", "b", "c", "d"])
+    assert height(["a"]) == small
+    assert height(["a", "b", "c", "d", "e"]) > small
+    assert small < height(["a", "b" * 50]) < height(["a", "b " * 50])
 
 
 def test_what_a_page_tells_of_a_run(tmp_path: Path) -> None:
