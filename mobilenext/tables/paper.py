@@ -1,4 +1,8 @@
-"""Reads paper.yaml."""
+"""Published numbers: the content of paper.yaml.
+
+Each function reads the file that comes with the package, once; a name that the file doesn't have is
+a KeyError.
+"""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,56 +29,70 @@ TABLES = (
 """Published tables by the names that `published_table` takes."""
 
 PUBLISHED_IN = ("ablation", "activation", "extra_depthwise", "state_of_the_art")
-"""Those with numbers of networks in configs/model; the first that has a network counts."""
+"""Published tables that `published_of` looks a network up in, the first one that has it."""
 
 
 @dataclass(frozen=True)
 class PublishedNumber:
-    """A number as somebody published it."""
+    """A published number, with its source and how far to trust it."""
 
     value: float
+    """The number, in the unit of its column."""
     tag: str
-    """Trust tag; see `tag_meanings`."""
+    """Trust tag: a key of `tag_meanings`."""
     source: str
+    """Where the number was seen, in words."""
 
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of the paper's table of widths or of identity tensor multipliers."""
+    """A row of the paper's table of width multipliers or of identity tensor multipliers."""
 
     table: str
+    """width_table or identity_table."""
     model: str
+    """Name of the network in configs/model."""
     width: float
+    """Width multiplier."""
     identity: float
+    """Identity tensor multiplier, in (0, 1]."""
     numbers: dict[str, PublishedNumber] = field(default_factory=dict)
-    """By column: params and madds in millions, top1 in per cent, latency in milliseconds."""
+    """Numbers by column: params and madds in millions, top1 in per cent, latency in milliseconds.
+    A number that was not recovered has no entry."""
     notes: tuple[str, ...] = ()
-    """Known disagreements, as sentences."""
+    """Remarks on the row, such as known disagreements between sources, as sentences."""
 
 
 @dataclass(frozen=True)
 class NamedRow:
-    """A row of another published table."""
+    """A row of one of the published `TABLES`."""
 
     name: str
+    """The row's name in paper.yaml."""
     numbers: dict[str, PublishedNumber]
+    """Numbers by column; the head of paper.yaml has the columns' units."""
     notes: tuple[str, ...] = ()
+    """Remarks on the row, as sentences."""
     model: str | None = None
-    """Name of the network in configs/model, if it is one of ours at width 1.0."""
+    """Name of the row's network in configs/model, which it has at width 1.0; None: it is none of
+    those."""
 
 
 @dataclass(frozen=True)
 class ReleasedCurve:
-    """Points of the log of a run that the authors released."""
+    """The learning curve of a run of the authors, from the log that they released."""
 
     identity: float
     """The run's identity tensor multiplier; its width is 1.0."""
     points: tuple[tuple[int, float, float], ...]
-    """Epoch (from 0), training loss, top-1 on the validation images in per cent."""
+    """Epoch (from 0), training loss, top-1 on the validation images in per cent, of each epoch that
+    paper.yaml has."""
     images_per_norm: int
-    """Training images that a batch norm of the run saw at once."""
+    """Number of training images over which a batch norm of the run took its statistics."""
     tag: str
+    """Trust tag: a key of `tag_meanings`."""
     source: str
+    """Where the log was seen, in words."""
 
 
 @cache
@@ -84,12 +102,12 @@ def _paper() -> dict[str, Any]:
 
 
 def tag_meanings() -> dict[str, str]:
-    """Meaning of each trust tag."""
+    """Trust tags, each with what it means in words."""
     return dict(_paper()["tags"])
 
 
 def published_rows(table: str) -> list[PublishedRow]:
-    """The rows of `width_table` or `identity_table`."""
+    """Rows of the paper's `width_table` or `identity_table`, in the paper's order."""
     return [
         PublishedRow(
             table,
@@ -104,7 +122,7 @@ def published_rows(table: str) -> list[PublishedRow]:
 
 
 def published_table(table: str) -> list[NamedRow]:
-    """The rows of one of the other `TABLES`; paper.yaml has the units."""
+    """Rows of one of the published `TABLES`, in the order of paper.yaml."""
     return [
         NamedRow(row["name"], _numbers(row), _notes(row), row.get("model"))
         for row in _paper()[table]
@@ -112,7 +130,15 @@ def published_table(table: str) -> list[NamedRow]:
 
 
 def published_of(model: str) -> tuple[dict[str, PublishedNumber], tuple[str, ...]]:
-    """Published numbers of a network at width 1.0, and notes on them."""
+    """Published numbers of a network at width 1.0, and remarks on them.
+
+    Args:
+        model: Name of the network in configs/model.
+
+    Returns:
+        Numbers by column (params and madds in millions, top1 in per cent) and remarks as sentences;
+        both empty for a network of which nothing was published.
+    """
     for row in published_rows("width_table"):
         if (row.model, row.width) == (model, 1):
             return row.numbers, row.notes
@@ -124,7 +150,7 @@ def published_of(model: str) -> tuple[dict[str, PublishedNumber], tuple[str, ...
 
 
 def released_curves() -> list[ReleasedCurve]:
-    """The learning curves of the released MobileNeXt-1.0 runs."""
+    """Learning curves of the MobileNeXt-1.0 runs whose logs the authors released, one for each."""
     source = _paper()["sources"][_paper()["curves_source"]]
     return [
         ReleasedCurve(
@@ -139,7 +165,7 @@ def released_curves() -> list[ReleasedCurve]:
 
 
 def released_recipe() -> dict[str, Any]:
-    """The recipe of the released MobileNeXt-1.0 runs: values by the places of our config."""
+    """The recipe of the released MobileNeXt-1.0 runs: values by dotted keys of our config."""
     return dict(_paper()["curves_recipe"])
 
 
