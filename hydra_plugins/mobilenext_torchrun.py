@@ -110,7 +110,6 @@ class TorchrunLauncher(Launcher):
 
     def _slots(self) -> list[Any]:
         from mobilenext.errors import InputError
-        from mobilenext.runtime.distributed import cuda_devices
         from mobilenext.sweeps.sweep import share_out
 
         for key in ("processes", "jobs", "nodes"):
@@ -119,7 +118,7 @@ class TorchrunLauncher(Launcher):
         if self.nodes > 1 and self.jobs > 1:
             raise InputError("hydra.launcher: several jobs at once need nodes=1")
         per_job = self.processes if self.devices is None else self.devices
-        devices = cuda_devices() if self._wants_cuda() else []
+        devices = self._cuda_devices()
         if devices and per_job < self.processes:
             raise InputError(
                 f"hydra.launcher.devices={per_job}: expected at least one for each of the "
@@ -127,16 +126,23 @@ class TorchrunLauncher(Launcher):
             )
         return share_out(self.jobs, devices, per_job)
 
-    def _wants_cuda(self) -> bool:
+    def _cuda_devices(self) -> list[str]:
+        """Those to share out; torch is loaded only where there may be some."""
+        from mobilenext.runtime.cuda_driver import cuda_is_ruled_out
+
         device = str(OmegaConf.select(self.config, "runtime.device", default="auto"))
-        return device == "auto" or device.startswith("cuda")
+        if cuda_is_ruled_out() or not (device == "auto" or device.startswith("cuda")):
+            return []
+        from mobilenext.runtime.distributed import cuda_devices
+
+        return cuda_devices()
 
     def _plan(
         self, job_overrides: Sequence[Sequence[str]], first: int
     ) -> tuple[list[Any], list[DictConfig]]:
         from mobilenext.config import typed
         from mobilenext.errors import UserError
-        from mobilenext.execution import run_folder_of
+        from mobilenext.main import run_folder_of
         from mobilenext.program import start_again
         from mobilenext.sweeps.sweep import SweepJob, job_command
 

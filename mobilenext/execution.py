@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mobilenext import program
-from mobilenext.config import HasRun, RuntimeConfig
+from mobilenext.config import RuntimeConfig
 from mobilenext.errors import InputError, first_line
 from mobilenext.runtime.distributed import Process, choose_device, process_group
 from mobilenext.runtime.memory import is_out_of_memory, keep_freed_memory
@@ -19,7 +19,6 @@ from mobilenext.sweeps.submitit_tasks import (
     join_submitit_tasks,
     requeued_if_preempted,
 )
-from mobilenext.training.run_folder import RunFolder
 
 Job = Callable[[Any, Process], dict[str, Any]]
 
@@ -66,15 +65,10 @@ def execute(
                 ) from error
 
 
-def run_folder_of(config: Any) -> RunFolder | None:
-    """Folder of the run that other processes on this machine will make of a config, if any.
+def precision_here(runtime: RuntimeConfig) -> str:
+    """The precision that other processes on this machine will compute in.
 
     Raises:
         InputError: There is no such device.
     """
-    runtime = getattr(config, "runtime", None)
-    if runtime is not None:
-        device = choose_device(runtime.device, local_rank=0)
-        runtime.precision = resolve_precision(runtime.precision, device)
-    leaves_run = isinstance(config, HasRun) and config.leaves_run
-    return RunFolder(config.run_path) if leaves_run else None
+    return resolve_precision(runtime.precision, choose_device(runtime.device, local_rank=0))

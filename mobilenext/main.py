@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mobilenext import program
-from mobilenext.config import TrainConfig, is_text, register, typed
+from mobilenext.config import HasRun, RuntimeConfig, TrainConfig, is_text, register, typed
 from mobilenext.config.help import command_help
 from mobilenext.config.hints import explained, is_about_the_command
 from mobilenext.errors import InputError, Preempted, UserError
@@ -354,16 +354,42 @@ def _finished_before(config: Any) -> dict[str, Any] | None:
     """
     if type(config) is not TrainConfig or launched_by_torchrun() or in_submitit_task():
         return None
-    runtime = config.runtime
-    if runtime.precision == "auto":
-        if runtime.device.startswith("cuda") or not cuda_is_ruled_out():
-            return None
-        config = dataclasses.replace(config, runtime=dataclasses.replace(runtime, precision="fp32"))
-    folder = RunFolder(config.run_path)
+    precision = _known_precision(config.runtime)
+    if precision is None:
+        return None
+    runtime = dataclasses.replace(config.runtime, precision=precision)
+    folder = RunFolder(dataclasses.replace(config, runtime=runtime).run_path)
     result = folder.result()
     if result is not None:
         sys.stdout.write(f"{already_finished(result, folder.path, config.output_dir)}\n")
     return result
+
+
+def _known_precision(runtime: RuntimeConfig) -> str | None:
+    """The precision that is computed in; None: only torch knows."""
+    if runtime.precision != "auto":
+        return runtime.precision
+    no_cuda = runtime.device in ("auto", "cpu") and cuda_is_ruled_out()
+    return "fp32" if no_cuda or runtime.device == "cpu" else None
+
+
+def run_folder_of(config: Any) -> RunFolder | None:
+    """Folder of the run that other processes on this machine will make of a config, if any.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if not isinstance(config, HasRun) or not config.leaves_run:
+        return None
+    runtime = getattr(config, "runtime", None)
+    if runtime is not None:
+        precision = _known_precision(runtime)
+        if precision is None:
+            from mobilenext.execution import precision_here
+
+            precision = precision_here(runtime)
+        runtime.precision = precision
+    return RunFolder(config.run_path)
 
 
 def show(error: UserError) -> None:

@@ -184,8 +184,8 @@ TABLES = {
 @pytest.mark.parametrize(
     ("model", "width"),
     [
-        ("mobilenext", 0.35),
         ("mobilenetv2", 1.4),
+        pytest.param("mobilenext", 0.35, marks=pytest.mark.slow),
         pytest.param("mobilenext", 1.4, marks=pytest.mark.slow),
         pytest.param("mobilenetv2", 0.35, marks=pytest.mark.slow),
     ],
@@ -209,7 +209,10 @@ def test_fine_tuning_asks_for_weights() -> None:
     assert composed("experiment=finetune", "data.root=/x").init_from == "FILE"  # refused when read
 
 
-@pytest.mark.parametrize("sweep", TABLES)
+@pytest.mark.parametrize(
+    "sweep",
+    [pytest.param(name, marks=pytest.mark.slow if "ablation_" in name else []) for name in TABLES],
+)
 def test_sweeps_have_the_jobs_of_their_table(sweep: str) -> None:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         hydra = compose("train", [f"experiment={sweep}"], return_hydra_config=True).hydra

@@ -14,8 +14,9 @@ from mobilenext import program
 from mobilenext.__main__ import main
 from mobilenext.start import job_names
 from tests.commands import REPO
+from tests.composed import TINY
 
-SMALL = ("epochs=1", "width=0.35", "data.global_batch_size=480")
+SMALL = ("epochs=1", *TINY)
 
 
 @pytest.fixture(scope="module")

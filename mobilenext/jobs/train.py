@@ -112,7 +112,8 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             run.end_epoch(
                 epoch,
                 lambda weights: score(
-                    weights, loaders.val, to_device, process, len(images.val), run.interrupted, shown=run.evaluating,
+                    weights, loaders.val, to_device, process, len(images.val), run.interrupted,
+                    shown=run.evaluating,
                 ),
             )  # fmt: skip
         result = run.finish(

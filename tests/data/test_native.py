@@ -456,6 +456,7 @@ def test_arrays_that_native_code_would_leave_are_refused(pool: native.Pool) -> N
     assert unrefused_calls(pool) == []
 
 
+@pytest.mark.slow
 def test_refused_without_assertions_too() -> None:
     program = (
         "from tests.data.test_native import native, unrefused_calls\n"

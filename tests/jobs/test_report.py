@@ -70,7 +70,7 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "report.html"
     runs = write_results(folder, *results())
     write_evaluation(runs, *PETS)
-    path.write_text(render_page(read_results([runs]), "A report", read_evaluations([runs])))
+    path.write_text(render_page(read_results([runs]), "A report", folder, read_evaluations([runs])))
     return path
 
 

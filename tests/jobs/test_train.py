@@ -129,7 +129,7 @@ def test_tensorboard(learned: Path) -> None:
     }  # fmt: skip
     assert [event.step for event in board.Scalars("val/top1")] == [29, 58]
     (image,) = board.Images("train/images")
-    assert (image.width, image.height) == (8 * 18 + 2, 2 * 18 + 2)
+    assert min(image.width, image.height) > 16 * 4, "sixteen images with their names"
     text = board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "width: 0.35" in text
     start = board.PluginTagToContent("hparams")["_hparams_/session_start_info"]
@@ -228,7 +228,7 @@ def few_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_low_precision_trains(tmp_path: Path, few_steps: Path, precision: str) -> None:
     """Losses follow those of float32, and weights move about as far."""
     result = tiny(tmp_path, *FEW_STEPS, f"runtime.precision={precision}")
@@ -250,7 +250,7 @@ def test_low_precision_trains(tmp_path: Path, few_steps: Path, precision: str) -
     assert dtypes == {torch.float32, torch.int64}
 
 
-@pytest.mark.parametrize("optimizer", ["rmsprop_tf", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("rmsprop_tf", marks=pytest.mark.slow), "adamw"])
 def test_other_optimizers_learn(tmp_path: Path, optimizer: str) -> None:
     lr = {"rmsprop_tf": 0.002, "adamw": 0.003}[optimizer]
     tiny(tmp_path, *NOISE, f"optimizer={optimizer}", f"optimizer.lr={lr}", "runtime.log_every=1")

@@ -252,7 +252,13 @@ SCRIPTABLE = {
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("kind", SCRIPTABLE)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if "half" in kind or "swapped" in kind else pytest.mark.slow)
+        for kind in SCRIPTABLE
+    ],
+)
 def test_torchscript(kind: str) -> None:
     network = with_weights(SCRIPTABLE[kind]())
     scripted = torch.jit.script(network)

@@ -92,7 +92,8 @@ elif name == "sacct":
 """SLURM's commands, for one node, two tasks a job and one job at a time."""
 
 
-@pytest.mark.parametrize("cluster", [pytest.param("local", marks=pytest.mark.slow), "slurm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["local", "slurm"])
 def test_a_preempted_job_is_started_again_and_goes_on(tmp_path: Path, cluster: str) -> None:
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()

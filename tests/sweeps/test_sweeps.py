@@ -72,7 +72,8 @@ def descendants(pid: int) -> list[int]:
     return found + [one for child in found for one in descendants(child)]
 
 
-@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_jobs_of_two_processes(run, tmp_path: Path, jobs: int) -> None:
     seeds = f"seed=range({jobs})"
     done = run("train.py", "-m", *SMALL, "epochs=1", seeds, "hydra.launcher.processes=2")
@@ -156,8 +157,9 @@ def test_a_signal_to_a_sweep_ends_its_job_with_a_checkpoint(tmp_path: Path) -> N
     assert sessions(tmp_path)[-1]["reason"] == "preempted"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux ends orphans so")
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_jobs_of_a_killed_launcher_save_and_end(tmp_path: Path, processes: int) -> None:
     sweep = start(tmp_path, "epochs=600", "seed=0,1", f"hydra.launcher.processes={processes}")
     wait_for(tmp_path, "runs/*/*/metrics.jsonl", '"step": 8')
@@ -207,6 +209,7 @@ def test_what_a_sweeper_gets(tmp_path: Path) -> None:
         _ = launcher("latency")._returned(good, config, []).return_value
 
 
+@pytest.mark.slow
 def test_a_line_for_each_job_where_there_is_a_terminal(tmp_path: Path) -> None:
     arguments = command(
         "train.py", "-m", *SMALL, "epochs=10", "optimizer.lr=0.001", "seed=range(0,1)"

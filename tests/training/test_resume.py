@@ -99,6 +99,7 @@ def toy_together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_folder(path)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_killed_rank(run, tmp_path: Path, toy_together: Path) -> None:
     """One command: torchrun starts both ranks again, and they go on where they were."""
     run("tests/kill_at.py", "before a step", 17, "toy", processes=2,
@@ -192,6 +193,7 @@ def test_torchrun_passes_a_signal_on(run, tmp_path: Path, toy_together: Path) ->
     assert_same_run(only_folder(tmp_path), toy_together)
 
 
+@pytest.mark.slow
 def test_processes_end_when_torchrun_was_killed(tmp_path: Path) -> None:
     """They would hold the folder, and nobody would end them."""
     toy = ("tests/toy_loop.py", "epochs=2000", "seconds=0.1", "timeout=0.2", "log_every=1")
@@ -241,6 +243,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         assert "SIGTERM after SIGINT: stopped at once" in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_hung_rank_is_named(tmp_path: Path) -> None:
     toy = ("tests/toy_loop.py", "epochs=2000", "seconds=0.05", "timeout=0.1", "log_every=1")
     with started(tmp_path, *toy, processes=2, torchrun=("--shutdown-timeout=1",)) as process:

@@ -146,12 +146,12 @@ def test_a_signal_during_evaluation(
 
     real, folder = loop.score, RunFolder(place(tmp_path))
 
-    def signalled(*arguments: Any) -> Any:
+    def signalled(*arguments: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         interrupted = arguments[5]
         while not interrupted():
             time.sleep(0.001)
-        return real(*arguments)
+        return real(*arguments, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "score", signalled)
