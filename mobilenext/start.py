@@ -4,6 +4,7 @@ Nothing is loaded until a job is started.
 """
 
 import importlib
+import os
 import pkgutil
 import shlex
 import sys
@@ -16,6 +17,11 @@ from typing import Any
 import mobilenext.jobs
 from mobilenext.errors import InputError
 from mobilenext.program import has_terminal
+
+SPINS = "10000"
+"""Rounds in which an idle thread of GNU OpenMP, torch's on Linux, looks for work before it sleeps.
+Its 300,000 cost no less on a quiet machine; where another program has the core of the thread that
+is waited for, they take the time that it would need (benchmarks/waiting.py)."""
 
 
 def job_names() -> list[str]:
@@ -73,6 +79,8 @@ def start(job: str) -> None:
     Args:
         job: Its name.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         try:
             from mobilenext.main import launch

@@ -7,11 +7,13 @@ container's control group may use, which no affinity shows.
 
 import os
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+TASKS = Path("/proc/self/task")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -60,6 +62,57 @@ def share(mine: Allowance, everyones: Iterable[Allowance]) -> int:
         users = sum(any(name == group for name, _ in other.quotas) for other in here)
         cores = min(cores, quota / users)
     return max(1, int(cores + 1e-6))
+
+
+def scheduled(tasks: Path = TASKS) -> tuple[float, float] | None:
+    """Seconds that this process's threads have run, and that they were ready and had no core.
+
+    None where the kernel does not say (it is Linux that does).
+    """
+    ran = waited = 0
+    try:
+        for task in tasks.iterdir():
+            run, wait, *_ = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(run), waited + int(wait)
+    except (OSError, ValueError):  # also where a thread has just ended
+        return None
+    return ran / 1e9, waited / 1e9
+
+
+class Competition:
+    """Notices that other programs take the cores of this process.
+
+    Args:
+        cores: Processor cores for it.
+    """
+
+    LONG_ENOUGH, MUCH_WAITING, ALL_USED = 20.0, 0.3, 0.75
+    """Seconds of running and waiting; shares of them, and of what the cores could have given."""
+
+    def __init__(self, cores: int) -> None:
+        self.cores, self.said = cores, False
+        self.before, self.begun = scheduled(), time.monotonic()
+
+    def note(self) -> str | None:
+        """What to do about it, once; None: nothing is wrong, too little is known, or it was said.
+
+        Threads wait for cores also where this process alone has more of them than cores; then it
+        has used all that there was to have.
+        """
+        now = None if self.said else scheduled()
+        if self.before is None or now is None:
+            return None
+        ran, waited = now[0] - self.before[0], now[1] - self.before[1]
+        if ran + waited < self.LONG_ENOUGH or waited < self.MUCH_WAITING * (ran + waited):
+            return None
+        if ran > self.ALL_USED * (time.monotonic() - self.begun) * self.cores:
+            return None
+        self.said = True
+        return (
+            f"other programs use this machine's processor: threads of this one waited for a core "
+            f"{waited / (ran + waited):.0%} of the time that they could have run. End those, or "
+            "give fewer threads: runtime.threads=1"
+        )
 
 
 def cpu_quotas(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mobilenext.runtime.cores import Competition
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.measures import Measure
 from mobilenext.training.meter import Interval, TrainMeter
@@ -51,6 +52,7 @@ class Monitor:
         self.epochs, self.steps_per_epoch, self.first_step = epochs, steps_per_epoch, first_step
         self.started = time.monotonic()
         self.board: SummaryWriter | None = None
+        self.competition = Competition(process.cpus)
         self.progress: Progress | None = None
         self.counted = measure if measure.counted_in_training else None
         if process.is_main:
@@ -116,6 +118,9 @@ class Monitor:
             | {"seconds_left": self._seconds_left(step)}
         )
         self._scalars("train", {"lr": lr, **means}, step)
+        note = self.competition.note()
+        if note is not None and self.process.device.type == "cpu":
+            say(f"note: {note}")
 
     def epoch(
         self,

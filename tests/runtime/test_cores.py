@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilenext.runtime import cores
 from mobilenext.runtime.cores import Allowance, cpu_quotas, own_allowance, share
 
 
@@ -75,3 +76,43 @@ def test_quotas_of_control_groups(
 def test_this_process_has_some() -> None:
     mine = own_allowance()
     assert 1 <= share(mine, [mine]) <= len(mine.cores)
+
+
+def statistics(folder: Path, *threads: tuple[float, float]) -> Path:
+    """A folder as /proc/self/task, by seconds that each thread ran and waited."""
+    for number, (ran, waited) in enumerate(threads):
+        task = folder / str(number)
+        task.mkdir(parents=True, exist_ok=True)
+        (task / "schedstat").write_text(f"{ran * 1e9:.0f} {waited * 1e9:.0f} 7\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ran", "waited", "wall", "noticed"),
+    [
+        (10.0, 12.0, 11.0, True),  # 2 threads on 2 cores with two other programs
+        (20.0, 20.0, 11.0, False),  # 4 threads on 2 cores, alone
+        (30.0, 1.0, 30.0, False),  # waits for data
+        (3.0, 4.0, 4.0, False),  # too early
+    ],
+)
+def test_other_programs_are_noticed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: float, waited: float, wall: float,
+    noticed: bool,
+) -> None:  # fmt: skip
+    clock = [100.0]
+    monkeypatch.setattr(cores.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cores.scheduled, "__defaults__", (statistics(tmp_path, (5, 1), (5, 0)),))
+    competition = cores.Competition(2)
+    assert competition.note() is None
+    clock[0] += wall
+    statistics(tmp_path, (5 + ran / 2, 1 + waited), (5 + ran / 2, 0))
+    said = competition.note()
+    assert (said is not None) == noticed
+    assert said is None or "waited for a core 55 % of" in said.replace("%", " %")
+    assert competition.note() is None
+
+
+def test_a_kernel_that_does_not_say(tmp_path: Path) -> None:
+    assert cores.scheduled(tmp_path / "none") is None
+    assert cores.scheduled(statistics(tmp_path, (1.5, 0.5), (2.0, 0.0))) == (3.5, 0.5)
