@@ -121,7 +121,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             _hyperparameters(config, precision),
             shown=("top1", "top5", "best_top1", "num_params", "madds"),
         )
-    say(_last_line(result, config, folder), process)
+    say(_last_line(result, config, folder, len(images.classes)), process)
     return result
 
 
@@ -217,11 +217,26 @@ def _hyperparameters(config: TrainConfig, precision: Precision) -> dict[str, flo
     }
 
 
-def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder) -> str:
+FEW_STEPS_FOR_NORMS = 500
+
+
+def _at_chance(result: dict[str, Any], classes: int) -> str:
+    """A line on the usual reason, if a short run's accuracy is what guessing would give."""
+    if result["steps"] > FEW_STEPS_FOR_NORMS or result["top1"] > 150 / classes:
+        return ""
+    return (
+        f"note: top-1 is what guessing among {classes} classes gives. After {result['steps']} "
+        "steps that need not mean that nothing was learned: the running statistics of batch norms, "
+        "which evaluation uses, need some hundred steps. See the training loss, and train longer\n"
+    )
+
+
+def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder, classes: int) -> str:
     return (
         f"finished: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of "
         f"{result['count']:,} held-out {config.data.name} images "
         f"(best epoch: {result['best_epoch']:.0f}, {result['best_top1']:.2f} %) "
         f"in {format_seconds(result['wall_seconds'])}\n"
-        f"run folder: {folder.path}\n{next_commands(folder.path, config.output_dir)}"
+        f"{_at_chance(result, classes)}run folder: {folder.path}\n"
+        f"{next_commands(folder.path, config.output_dir)}"
     )

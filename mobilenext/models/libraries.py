@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from mobilenext.errors import InputError
+from mobilenext.models.weights import fit_weights
 
 
 def timm_model(
@@ -17,7 +18,7 @@ def timm_model(
     strides: Sequence[int] = (2, 2, 2, 2, 2),
     **arguments: Any,
 ) -> nn.Module:
-    """A network of timm, ours among them, without weights.
+    """A network of timm, ours among them.
 
     Args:
         model_name: As `timm.list_models()` has it.
@@ -25,7 +26,7 @@ def timm_model(
         identity_tensor_multiplier: Has to be 1.
         num_classes: Logits.
         strides: Have to be 2 each.
-        **arguments: For `timm.create_model`: drop_rate, drop_path_rate, img_size, ...
+        **arguments: For `timm.create_model`: pretrained, drop_rate, drop_path_rate, img_size, ...
 
     Raises:
         InputError: There is no such network, or it does not take the arguments.
@@ -47,9 +48,10 @@ def torchvision_model(
     identity_tensor_multiplier: float = 1.0,
     num_classes: int = 1000,
     strides: Sequence[int] = (2, 2, 2, 2, 2),
+    pretrained: bool = False,
     **arguments: Any,
 ) -> nn.Module:
-    """A classifier of torchvision, without weights and without auxiliary outputs.
+    """A classifier of torchvision, without auxiliary outputs.
 
     Args:
         model_name: As `torchvision.models.list_models(torchvision.models)` has it.
@@ -57,6 +59,8 @@ def torchvision_model(
         identity_tensor_multiplier: Has to be 1.
         num_classes: Logits.
         strides: Have to be 2 each.
+        pretrained: Fetch torchvision's default weights for it; the classifier keeps random ones
+            where the classes are not 1,000.
         **arguments: For the network: dropout, stochastic_depth_prob, ...
 
     Raises:
@@ -72,10 +76,29 @@ def torchvision_model(
     if model_name in ("googlenet", "inception_v3"):
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
     try:
-        return builder(weights=None, num_classes=num_classes, **arguments)
+        network = builder(weights=None, num_classes=num_classes, **arguments)
     except (TypeError, ValueError) as error:
         message = f"torchvision's {model_name} can't be built with {arguments}: {error}"
         raise InputError(message) from error
+    if pretrained:
+        _load_default_weights(network, model_name)
+    return network
+
+
+def _load_default_weights(network: nn.Module, model_name: str) -> None:
+    import torchvision
+
+    try:
+        weights = torchvision.models.get_model_weights(model_name)["DEFAULT"]
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (KeyError, OSError) as error:
+        raise InputError(
+            f"torchvision's {model_name}: could not fetch its default weights ({error}); give a "
+            "file with init_from=FILE instead"
+        ) from error
+    own = network.state_dict()
+    fitted = fit_weights({name: value for name, value in state.items() if name in own}, network)
+    network.load_state_dict({**own, **fitted.tensors})
 
 
 def _check_knobs(

@@ -23,12 +23,16 @@ class StopSignals:
     Python runs signal handlers only between two of its own instructions, so none would run while
     the process waits in a collective. The interpreter writes each signal's number to a socket the
     moment that it arrives, and a thread reads it there.
+
+    Args:
+        answer: Text after the first one's name, on standard error, as soon as it is there.
     """
 
     unheeded: str | None = None
     """A signal that came when the job had nothing left to give up; of use in a sweep."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = "") -> None:
+        self.answer = answer
         self.received: str | None = None
         self.received_at = 0.0
 
@@ -75,6 +79,9 @@ class StopSignals:
         name = signal.Signals(number).name
         if self.received is None:
             self.receive(name)
+            if self.answer:
+                sys.stderr.write(f"\n{name}: {self.answer}\n")
+                sys.stderr.flush()
         elif name != self.received and "SIGUSR2" in (name, self.received):
             # SLURM's own order of things, not impatience; which of them came decides whether the
             # job is requeued (see `submitit_tasks`).

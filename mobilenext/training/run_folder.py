@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -65,12 +65,28 @@ class RunFolder:
             InputError: Another process has it, or the folder can't be made or written to.
         """
         with self.writable():
+            new = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a+")
         with file:
             with self.writable():
                 self._lock(file)
-            yield
+            try:
+                yield
+            finally:
+                if new:
+                    self._remove_if_unused(new)
+
+    def _remove_if_unused(self, made: list[Path]) -> None:
+        """Leave no folders of a run that has not begun; those that were made, the innermost first.
+
+        Other jobs may use the outer ones, or have made something there meanwhile.
+        """
+        with suppress(OSError):
+            if [item.name for item in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                for folder in made:
+                    folder.rmdir()  # an error if it is not empty
 
     def _lock(self, file: IO[str]) -> None:
         if fcntl is None:
@@ -90,10 +106,21 @@ class RunFolder:
                 "it\n"
             )
             return
+        if not self._is_lock(file):
+            raise InputError(
+                f"{self.path} was removed by another job at this moment; run the same command again"
+            )
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
         file.flush()
+
+    def _is_lock(self, file: IO[str]) -> bool:
+        """Whether an open file is still the one that others would lock."""
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), (self.path / ".lock").stat())
+        except FileNotFoundError:
+            return False
 
     def in_use(self) -> bool:
         """Whether another process has the folder's lock at this moment."""

@@ -35,7 +35,8 @@ class Session:
 
     def __init__(self, process: Process, folder: RunFolder, timeout_minutes: float) -> None:
         self.process, self.folder = process, folder
-        self.signals = StopSignals()
+        answer = "a checkpoint is written, then the run ends; once more ends it at once"
+        self.signals = StopSignals(answer if process.is_main else "")
         self.watchdog = Watchdog(process, timeout_minutes, on_orphaned=self._orphaned)
         self.step = 0
         self.began = False

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.models.weights import fit_weights
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
 from mobilenext.training.meter import TrainMeter
 from mobilenext.training.progress import say
-from mobilenext.training.weights_files import load_into, read_weights, sha256_of
+from mobilenext.training.weights_files import (
+    load_into,
+    load_weights,
+    read_weights,
+    sha256_of,
+    weights_path,
+)
 
 Scores = dict[str, dict[str, Any]]
 
@@ -74,18 +81,21 @@ class TrainState:
         A classifier for other classes keeps its random weights.
 
         Args:
-            path: As `read_weights` takes it.
+            path: As `read_weights` takes it, or a run folder.
             process: This process; rank 0 reads.
 
         Raises:
             InputError: The file can't be read, or its weights are of another network.
         """
+        given = None
         try:
+            path = process.on_main(lambda: weights_path(path))
             given, checksum = process.on_main(lambda: (read_weights(path), sha256_of(path)))
             fitted = fit_weights(given.tensors, self.network)
         except InputError as error:
             about = "" if str(path) in str(error) else f"{path}: "
-            raise InputError(f"init_from: {about}{error}") from error
+            both = "" if given is None else _both_networks(self.described["model"], path)
+            raise InputError(f"init_from: {about}{error}{both}") from error
         for network in self.evaluated().values():
             network.load_state_dict({**network.state_dict(), **fitted.tensors})
         self.described["init_from"] = {"path": str(path), "sha256": checksum}
@@ -194,6 +204,21 @@ class TrainState:
 
     def _buffers(self) -> list[Tensor]:
         return [b for network in self.evaluated().values() for b in network.buffers()]
+
+
+def _both_networks(wanted: dict[str, Any], path: Path) -> str:
+    """What a run's network and that of a file with weights are called; empty if it does not say."""
+    try:
+        stored = load_weights(path)[1]["model"]
+    except InputError:
+        return ""  # of another program
+    ours, theirs = wanted["network"], stored["network"]
+    differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    named = []
+    for model in (wanted, stored):
+        values = ", ".join(f"{key}={model['network'].get(key)}" for key in differ)
+        named.append(f"{printable(model['name'])} ({printable(values)})")
+    return f". This run's network is {named[0]}, the file's {named[1]}"
 
 
 def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:

@@ -196,8 +196,21 @@ def test_weights_that_do_not_fit(tmp_path: Path, pretrained: Path) -> None:
         train(tmp_path / "wide", f"init_from={pretrained}", "width=1.0")
     with pytest.raises(InputError, match=r"init_from: .*nowhere\.pth: expected a file"):
         train(tmp_path / "missing", f"init_from={tmp_path / 'nowhere.pth'}")
-    for name in ("wide", "missing"):
-        assert {path.name for path in (tmp_path / name).iterdir()} == {".lock"}
+    assert not (tmp_path / "wide").exists()
+    assert not (tmp_path / "missing").exists()
+
+
+def test_both_networks_are_named_and_a_run_folder_is_its_weights(
+    tmp_path: Path, learned: Path
+) -> None:
+    more = ("data=synthetic", "data.source.num_classes=10")
+    both = (r"This run's network is mobilenext \(width_mult=0\.5\), the file's mobilenext "
+            r"\(width_mult=0\.35\)")  # fmt: skip
+    with pytest.raises(InputError, match=rf"init_from: {learned}/best\.pt: .*{both}"):
+        train(tmp_path / "wide", f"init_from={learned}", *more, "width=0.5")
+    with pytest.raises(InputError, match=r"expected a run folder with best\.pt or model\.safe"):
+        train(tmp_path / "none", f"init_from={tmp_path}", *more)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_without_a_linear_classifier(tmp_path: Path, pretrained: Path) -> None:

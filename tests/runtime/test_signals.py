@@ -26,6 +26,20 @@ def test_the_first_signal_is_noted_and_no_other(monkeypatch: pytest.MonkeyPatch)
     assert StopSignals.unheeded == "SIGUSR1"
 
 
+def test_the_first_signal_is_answered_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StopSignals, "unheeded", None)
+    with StopSignals("it ends soon") as signals:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        until = time.monotonic() + 10
+        while "soon" not in (said := capsys.readouterr().err) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert signals.received == "SIGINT"
+    assert said == "\nSIGINT: it ends soon\n"
+
+
 def test_another_thread_leaves_signals_alone() -> None:
     found = []
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,7 @@ def hold(path: Path) -> subprocess.Popen[str]:
     code = f"""
 import os, time
 from pathlib import Path
+from typing import Any
 from mobilenext.training.run_folder import RunFolder
 with RunFolder(Path({str(path)!r})).locked():
     child = os.fork()
@@ -155,3 +157,32 @@ def test_a_copy_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.Mon
     link_atomically(tmp_path / "last", tmp_path / "best")
     assert (tmp_path / "best").read_bytes() == b"1"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a job that ends before its run began, between another's opening and locking."""
+    folder = RunFolder(tmp_path / "run")
+    lock = RunFolder._lock
+
+    def late(self: RunFolder, file: Any) -> None:
+        (self.path / ".lock").unlink()
+        lock(self, file)
+
+    monkeypatch.setattr(RunFolder, "_lock", late)
+    with pytest.raises(InputError, match="removed by another job"), folder.locked():
+        pass
+
+
+def test_a_run_that_has_not_begun_leaves_no_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "name" / "hash")
+    with folder.locked():
+        assert folder.path.exists()
+    assert not list(tmp_path.iterdir())
+    with folder.locked():
+        folder.create("")
+    assert (folder.path / "config.yaml").exists()
+    with folder.locked():
+        pass
+    assert (folder.path / "config.yaml").exists()
