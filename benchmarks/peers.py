@@ -32,6 +32,8 @@ def linked(images: Path, folder: Path, count: int) -> Path:
     classes = {path.name: sorted(path.glob("*.[jJ]*")) for path in sorted(images.iterdir())}
     classes = {name: files for name, files in classes.items() if files}
     names = list(classes)
+    if count < len(names):
+        raise SystemExit(f"--count {count}: expected at least the {len(names)} classes of {images}")
     for split, number in (("train", count), ("val", len(names))):
         for name in names:
             (folder / split / name).mkdir(parents=True)
