@@ -44,22 +44,19 @@ def find_schema(name: str) -> type:
 
 
 def _module(name: str) -> ModuleType:
-    """A job's module.
+    with _note_while_loading(), _packages_needed():
+        return importlib.import_module(f"mobilenext.jobs.{name}")
 
-    Raises:
-        InputError: A package that it needs is not installed.
-    """
+
+@contextmanager
+def _packages_needed() -> Iterator[None]:
+    """Raise `InputError` about a package that an import inside does not find."""
     try:
-        with _note_while_loading():
-            return importlib.import_module(f"mobilenext.jobs.{name}")
+        yield
     except ModuleNotFoundError as error:
-        if not _is_package_missing(error):
+        if not error.name or error.name.partition(".")[0] == "mobilenext":
             raise
-        raise InputError(_missing(str(error.name))) from None
-
-
-def _is_package_missing(error: ModuleNotFoundError) -> bool:
-    return bool(error.name) and str(error.name).partition(".")[0] != "mobilenext"
+        raise InputError(_missing(error.name)) from None
 
 
 @contextmanager
@@ -82,12 +79,8 @@ def start(job: str) -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
-        try:
+        with _packages_needed():
             from mobilenext.main import launch
-        except ModuleNotFoundError as error:
-            if not _is_package_missing(error):
-                raise
-            raise InputError(_missing(str(error.name))) from None
         launch(lambda: find_job(job)[0], find_schema(job), job)
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
