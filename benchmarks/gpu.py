@@ -24,7 +24,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from whole_runs import timm_train, train
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -396,17 +396,13 @@ def ours(a: argparse.Namespace) -> None:
     """End to end with our train.py."""
     with tempfile.TemporaryDirectory() as work:
         data = repeated(a.images, Path(work) / "data", a.count)
-        command = [sys.executable, str(REPO / "train.py"), "data=imagefolder",
-                   f"data.root={data}", f"data.image_size={a.size}", "epochs=2",
-                   f"data.global_batch_size={a.batch}", "strides=[2,2,2,2,2]",
-                   "augment=mobilenext", "schedule=constant", f"output_dir={work}/runs",
-                   f"runtime.device={a.device}", "runtime.log_every=20", *a.more]  # fmt: skip
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        metrics = next(Path(work, "runs").glob("*/*/metrics.jsonl")).read_text().splitlines()
-        epoch = [json.loads(line) for line in metrics if '"kind": "epoch"' in line][-1]
-        result = json.loads(next(Path(work, "runs").glob("*/*/result.json")).read_text())
-        tell({"row": "end to end, ours", "decoder": result["decoder"], "batch": a.batch,
-              **{key: epoch[key] for key in ("images_per_second", "data_wait_share")}})  # fmt: skip
+        done = train(["data=imagefolder", f"data.root={data}", f"data.image_size={a.size}",
+                      "epochs=2", f"data.global_batch_size={a.batch}", "strides=[2,2,2,2,2]",
+                      "augment=mobilenext", "schedule=constant", f"runtime.device={a.device}",
+                      "runtime.log_every=20", *a.more], output=sys.stderr)  # fmt: skip
+        rates = {key: done.epoch[key] for key in ("images_per_second", "data_wait_share")}
+        tell({"row": "end to end, ours", "decoder": done.result["decoder"], "batch": a.batch,
+              **rates})  # fmt: skip
 
 
 def timm(a: argparse.Namespace) -> None:
@@ -414,29 +410,15 @@ def timm(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         data = repeated(a.images, Path(work) / "data", a.count)
         classes = len(list((data / "train").iterdir()))
-        arguments = [str(a.timm), str(data), "--model", "mobilenext_100",
-                     "--num-classes", str(classes), "--img-size", str(a.size), "-b", str(a.batch),
-                     "--amp", "--amp-dtype", "bfloat16", "--channels-last", "--pin-mem",
-                     "-j", str(os.cpu_count()), "--device", a.device, "--epochs", "2",
-                     "--opt", "nesterov", "--lr", "0.1", "--sched", "cosine",
-                     "--warmup-epochs", "0", "--smoothing", "0.1", "--log-interval", "20",
-                     "--output", work]  # fmt: skip
-        program = ("import runpy, sys, mobilenext; sys.argv = sys.argv[1:]; "
-                   "runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
-        paths = os.pathsep.join([str(REPO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        done = subprocess.run([sys.executable, "-c", program, *arguments], text=True,
-                              capture_output=True, env={**os.environ,
-                              "PYTHONPATH": paths})  # fmt: skip
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if "Train: 1 " in line]
-        if not lines:
-            raise SystemExit((done.stdout + done.stderr)[-3000:])
-        rate = re.search(r"s, +([\d.]+)/s\)", lines[-1])
-        data_time = re.search(r"Data: [\d.]+ \(([\d.]+)\)", lines[-1])
-        step_time = re.search(r"\(([\d.]+)s,", lines[-1])
-        if not (rate and data_time and step_time):
-            raise SystemExit(f"no rate in {lines[-1]!r}")
-        tell({"row": "end to end, timm", "images_per_second": float(rate[1]), "batch": a.batch,
-              "data_wait_share": float(data_time[1]) / float(step_time[1])})  # fmt: skip
+        arguments = [str(data), "--model", "mobilenext_100", "--num-classes", str(classes),
+                     "--img-size", str(a.size), "-b", str(a.batch), "--amp", "--amp-dtype",
+                     "bfloat16", "--channels-last", "--pin-mem", "-j", str(os.cpu_count()),
+                     "--device", a.device, "--opt", "nesterov", "--lr", "0.1", "--sched", "cosine",
+                     "--warmup-epochs", "0", "--smoothing", "0.1", "--log-interval",
+                     "20"]  # fmt: skip
+        rate, waiting = timm_train(a.timm, arguments)
+        tell({"row": "end to end, timm", "images_per_second": rate, "batch": a.batch,
+              "data_wait_share": waiting})  # fmt: skip
 
 
 def bare(a: argparse.Namespace) -> None:

@@ -9,15 +9,10 @@ the whole process.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+from whole_runs import train
+
 SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
             "data.source.train_images=320", "data.source.val_images=128", "runtime.device=cpu",
             "data.eval_batch_size=128")  # fmt: skip
@@ -25,17 +20,9 @@ SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32"
 
 def trained(overrides: list[str], env: dict[str, str]) -> tuple[float, float]:
     """Images per second and peak memory in GB of a run."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = f"output_dir={folder}"
-        command = [sys.executable, str(REPO / "train.py"), *SETTINGS, *overrides, place]
-        process = subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(process.returncode)
-        result = json.loads(next(Path(folder).glob("*/*/result.json")).read_text())
-        assert (result["hardware"]["freed_memory"] == "kept") == (not env), "no glibc here?"
-        return result["images_per_second"], usage.ru_maxrss / 1e6
+    done = train([*SETTINGS, *overrides], env)
+    assert (done.result["hardware"]["freed_memory"] == "kept") == (not env), "no glibc here?"
+    return done.result["images_per_second"], done.peak
 
 
 def main() -> None:

@@ -13,9 +13,7 @@ no training is faster.
 """
 
 import argparse
-import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -23,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+from whole_runs import timm_train, train
+
 BARE_SECONDS = 12.0
 
 
@@ -46,43 +45,25 @@ def linked(images: Path, folder: Path, count: int) -> Path:
 
 def ours(a: argparse.Namespace, data: Path) -> float:
     """Images per second of our train.py."""
-    with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, str(REPO / "train.py"), "data=imagefolder", f"data.root={data}",
-                   f"width={a.width}", f"data.image_size={a.size}", f"data.eval_size={a.size}",
-                   f"data.global_batch_size={a.batch}", "epochs=2", "schedule=constant",
-                   "augment=crop_flip", "augment.interpolation=bilinear", f"output_dir={work}",
-                   "data.eval_batch_size=8"]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lines = next(Path(work).glob("*/*/metrics.jsonl")).read_text().splitlines()
-        epochs = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
-        return epochs[-1]["images_per_second"]
+    overrides = ["data=imagefolder", f"data.root={data}", f"width={a.width}",
+                 f"data.image_size={a.size}", f"data.eval_size={a.size}",
+                 f"data.global_batch_size={a.batch}", "epochs=2", "schedule=constant",
+                 "augment=crop_flip", "augment.interpolation=bilinear",
+                 "data.eval_batch_size=8"]  # fmt: skip
+    return train(overrides).epoch["images_per_second"]
 
 
 def timms(a: argparse.Namespace, data: Path) -> float:
     """Images per second of timm's train.py."""
     network = f"mobilenext_{round(100 * a.width):03d}"
     classes = len(list((data / "train").iterdir()))
-    with tempfile.TemporaryDirectory() as work:
-        arguments = [str(a.timm), str(data), "--model", network, "--num-classes", str(classes),
-                     "--img-size", str(a.size), "-b", str(a.batch), "-vb", "8", "--device", "cpu",
-                     "--channels-last", "-j", str(os.cpu_count()), "--epochs", "2", "--opt",
-                     "nesterov", "--lr", "0.1", "--sched", "cosine", "--warmup-epochs", "0",
-                     "--smoothing", "0.1", "--drop", "0.2", "--color-jitter", "0", "--reprob", "0",
-                     "--train-interpolation", "bilinear", "--log-interval", "5",
-                     "--output", work]  # fmt: skip
-        program = ("import runpy, sys, mobilenext; sys.argv = sys.argv[1:]; "
-                   "runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
-        paths = os.pathsep.join([str(REPO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], text=True, capture_output=True,
-            check=False, env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
-    said = done.stdout + done.stderr
-    lines = [line for line in said.splitlines() if "Train: 1 " in line]
-    rate = re.search(r"\([\d.]+s, +([\d.]+)/s\)", lines[-1]) if lines else None
-    if rate is None:
-        raise SystemExit(f"timm's train.py told no rate:\n{said[-3000:]}")
-    return float(rate[1])
+    arguments = [str(data), "--model", network, "--num-classes", str(classes), "--img-size",
+                 str(a.size), "-b", str(a.batch), "-vb", "8", "--device", "cpu", "--channels-last",
+                 "-j", str(os.cpu_count()), "--opt", "nesterov", "--lr", "0.1", "--sched",
+                 "cosine", "--warmup-epochs", "0", "--smoothing", "0.1", "--drop", "0.2",
+                 "--color-jitter", "0", "--reprob", "0", "--train-interpolation", "bilinear",
+                 "--log-interval", "5"]  # fmt: skip
+    return timm_train(a.timm, arguments)[0]
 
 
 def bare(a: argparse.Namespace) -> float:

@@ -8,28 +8,19 @@ itself. Images per second come from result.json, so starting and stopping do not
 """
 
 import argparse
-import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
+from whole_runs import train
+
 SETTINGS = ("width=0.35", "epochs=1", "runtime.device=cpu", "runtime.log_every=1000")
 
 
 def trained(overrides: list[str], env: dict[str, str]) -> tuple[float, float]:
     """Images per second of a run, and its last loss."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(REPO / "train.py"), *SETTINGS, *overrides]
-        subprocess.run(
-            [*command, f"output_dir={folder}"], env={**os.environ, **env}, check=True,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        result = json.loads(next(Path(folder).glob("*/*/result.json")).read_text())
-        return result["images_per_second"], result["loss"]
+    result = train([*SETTINGS, *overrides], env).result
+    return result["images_per_second"], result["loss"]
 
 
 def rounds(name: str, number: int, overrides: list[str]) -> None:
