@@ -1,5 +1,6 @@
 """The command line, as a user meets it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from mobilenext.config import TrainConfig, is_text
+from mobilenext.config.help import command_help
 from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR, _spelled, positional_as_override
 from tests.commands import REPO, command, environment
@@ -82,7 +85,9 @@ def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:
 def test_help_says_what_each_key_means(run, columns: int) -> None:
     columns_are = {"env": {"COLUMNS": str(columns)}}
     said = run("train.py", "--help", "model=mobilenetv2", "epochs=7", **columns_are).stdout
-    assert max(map(len, said.splitlines())) <= columns
+    command, *lines = said.splitlines()  # the command has a path to Python: as long as it is
+    assert command.startswith("usage: ")
+    assert max(map(len, lines)) <= columns
     assert "mobilenetv2*" in said
     keys = said.split("Keys, with this command's values:")[1]
     for lines in (
@@ -92,6 +97,21 @@ def test_help_says_what_each_key_means(run, columns: int) -> None:
         "\ninit_from=null\n",
     ):
         assert lines in keys, keys
+
+
+def test_usage_takes_two_lines_where_python_has_a_long_path() -> None:
+    @dataclasses.dataclass
+    class Config:
+        seed: int = 0
+        """What is drawn."""
+
+    composed = OmegaConf.create({"seed": 0, "hydra": {"runtime": {"choices": {}}}})
+    for path, lines in ("python", 1), (f"/{'deep/' * 11}python", 2):
+        said = command_help(f"{path} train.py", "About.", Config, composed, [], 80)
+        usage, _, _ = said.partition("\n\n")
+        assert len(usage.splitlines()) == lines
+        assert max(map(len, usage.splitlines())) <= 80
+        assert usage.split() == f"usage: {path} train.py [key=value ...] [group=choice ...]".split()
 
 
 def test_help_of_every_job(run) -> None:

@@ -30,7 +30,7 @@ def command_help(
         folders: Those with configs; a folder in them is a group, a file in that a choice.
         width: Columns of the lines.
     """
-    lines = [f"usage: {usage} [key=value ...] [group=choice ...]", "", *_wrapped(about, width), ""]
+    lines = [*_usage(usage, width), "", *_wrapped(about, width), ""]
     groups = _groups(composed, folders)
     if groups:
         lines += ["Groups, and their choices (* marks this command's):", ""]
@@ -42,6 +42,14 @@ def command_help(
         lines.append(textwrap.shorten(given, width, placeholder=" ..."))
         lines += textwrap.wrap(meaning, width, initial_indent=" " * 4, subsequent_indent=" " * 4)
     return "\n".join([*lines, "", *_wrapped(FLAGS, width)])
+
+
+def _usage(command: str, width: int) -> list[str]:
+    """The line of usage, in two where a long path to Python leaves no room for one."""
+    start, arguments = f"usage: {command}", "[key=value ...] [group=choice ...]"
+    if len(start) + 1 + len(arguments) <= width:
+        return [f"{start} {arguments}"]
+    return [start, f"{' ' * len('usage: ')}{arguments}"]
 
 
 def _wrapped(text: str, width: int, hanging: int = 0) -> list[str]:
