@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from mobilenext import tables
 from mobilenext.assembly.trained import evaluation_data
@@ -28,7 +30,7 @@ from mobilenext.jobs.evaluate import EvaluateConfig
 from mobilenext.main import CONFIG_DIR
 from mobilenext.optim import weight_decay_groups
 from mobilenext.tables import published_rows
-from tests.composed import composed
+from tests.composed import composed, composed_untyped
 from tests.optim.test_schedules import OFFICIAL
 
 
@@ -66,6 +68,30 @@ ALL = [
     for group in GROUPS
     for choice in choices(group)
 ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("experiment=mobilenext_official", "width=0.5", "data.root=/data"),
+        ("data=synthetic", "model=mobilenetv2", "+model.network.depth_mult=0.25", "epochs=3"),
+        ("experiment=imagenette_short", "model/ablation@model=ratio_3", "optimizer.lr=0.1"),
+        ("~model.network.dropout",),
+        ("widht=1",),
+        ("model=no_such_choice",),
+        ("model.network.no_such_key=1",),
+    ],
+)
+def test_tests_have_the_configs_that_hydra_composes(overrides: tuple[str, ...]) -> None:
+    def found(make: Callable[..., DictConfig]) -> Any:
+        try:
+            return OmegaConf.to_container(make(*overrides))
+        except HydraException as error:
+            return type(error), str(error)
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        expected = found(lambda *given: compose("train", list(given)))
+    assert found(composed_untyped) == expected
 
 
 @pytest.mark.parametrize(("group", "choice"), ALL)

@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from mobilenext.config import fingerprint, typed
+from mobilenext.config import fingerprint
 from mobilenext.config.schemas import schema_name
-from mobilenext.main import CONFIG_DIR
 from mobilenext.training.run_folder import RunFolder
-from tests.composed import SCHEMAS
+from tests.composed import SCHEMAS, composed
 from tests.test_configs import NEEDS_NAME, choices
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,7 +27,7 @@ CLOCK = ("images_per_second", "data_wait_share", "seconds_left")
 def of(job: str, *overrides: str) -> str:
     """The fingerprint of a command, or the kind of error that refuses it."""
     try:
-        config = typed(compose(job, ["data.root=/data", *overrides]))
+        config = composed("data.root=/data", *overrides, job=job)
     except Exception as error:
         return type(error).__name__
     config.runtime.precision = "fp32"  # what `auto` means depends on the machine
@@ -39,25 +37,24 @@ def of(job: str, *overrides: str) -> str:
 def fingerprints(variants: Sequence[tuple[str, ...]] = VARIANTS) -> dict[str, str]:
     """Fingerprints of every experiment, of every choice of each group, and of other jobs."""
     found = {}
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        for experiment in choices("experiment"):
-            if experiment == "search":
-                continue  # needs the extra optuna
-            for more in variants:
-                chosen = (f"experiment={experiment}", *more)
-                if experiment == "finetune":  # its placeholder would mean a file in this folder
-                    chosen = (*chosen, "init_from=/w.pt")
-                found[" ".join(chosen)] = of("train", *chosen)
-        for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
-            for choice in choices(group):
-                named = (f"model.name={NEEDS_NAME[choice]}",) if choice in NEEDS_NAME else ()
-                found[f"{group}={choice}"] = of("train", f"{group}={choice}", *named)
-        for override in ("init_from=/w.pt", "freeze_backbone=true", "layer_decay=0.8", "seed=1",
-                         "data.workers=3", "output_dir=/x", "checkpoint.keep=5"):  # fmt: skip
-            given = (override, "init_from=/w.pt") if "freeze" in override else (override,)
-            found[override] = of("train", *given)
-        found["evaluate"] = of("evaluate", "checkpoint=/x.pt")
-        found["gradients"] = of("gradients")
+    for experiment in choices("experiment"):
+        if experiment == "search":
+            continue  # needs the extra optuna
+        for more in variants:
+            chosen = (f"experiment={experiment}", *more)
+            if experiment == "finetune":  # its placeholder would mean a file in this folder
+                chosen = (*chosen, "init_from=/w.pt")
+            found[" ".join(chosen)] = of("train", *chosen)
+    for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
+        for choice in choices(group):
+            named = (f"model.name={NEEDS_NAME[choice]}",) if choice in NEEDS_NAME else ()
+            found[f"{group}={choice}"] = of("train", f"{group}={choice}", *named)
+    for override in ("init_from=/w.pt", "freeze_backbone=true", "layer_decay=0.8", "seed=1",
+                     "data.workers=3", "output_dir=/x", "checkpoint.keep=5"):  # fmt: skip
+        given = (override, "init_from=/w.pt") if "freeze" in override else (override,)
+        found[override] = of("train", *given)
+    found["evaluate"] = of("evaluate", "checkpoint=/x.pt")
+    found["gradients"] = of("gradients")
     return found
 
 
