@@ -43,12 +43,6 @@ NEEDS_NAME = {"timm": "resnet18", "torchvision": "shufflenet_v2_x0_5"}
 """Choices of `model` that stand for many networks, and one of each."""
 
 
-def outlined(node: dict[str, Any], num_classes: int) -> Any:
-    """The network without memory for its weights."""
-    with torch.device("meta"):
-        return build(node, num_classes=num_classes)
-
-
 def count(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -98,7 +92,7 @@ def test_tests_have_the_configs_that_hydra_composes(overrides: tuple[str, ...]) 
 def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
     config = composed(*(with_name(choice) if group == "model" else [f"{group}={choice}"]))
     assert isinstance(config, TrainConfig)
-    network = outlined(config.model.network, num_classes=10)
+    network = build(config.model.network, num_classes=10)
     groups = weight_decay_groups(network, 1e-4, config.decay_norm_and_bias)
     optimizer = build(config.optimizer, params=groups)
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -130,9 +124,9 @@ NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
 @pytest.mark.parametrize("model", sorted(set(choices("model")) - set(NEEDS_NAME)))
 def test_the_width_reaches_the_network(model: str) -> None:
     config = composed(f"model={model}", "width=0.6", "data=synthetic")
-    network = outlined(config.model.network, num_classes=1000)
-    reference = outlined({**config.model.network, "width_mult": 0.6}, num_classes=1000)
-    default = outlined({**config.model.network, "width_mult": 1.0}, num_classes=1000)
+    network = build(config.model.network, num_classes=1000)
+    reference = build({**config.model.network, "width_mult": 0.6}, num_classes=1000)
+    default = build({**config.model.network, "width_mult": 1.0}, num_classes=1000)
     assert count(network) == count(reference) < count(default)
 
 
@@ -142,9 +136,9 @@ def test_the_identity_multiplier_reaches_the_network_or_is_refused(model: str) -
     assert config.identity == 1 / 3
     if model in NO_IDENTITY:
         with pytest.raises(InputError, match=r"no such knob|ha(s|ve) no identity tensor"):
-            outlined(config.model.network, num_classes=10)
+            build(config.model.network, num_classes=10)
         return
-    network = outlined(config.model.network, num_classes=10)
+    network = build(config.model.network, num_classes=10)
     blocks = [m for m in network.modules() if getattr(m, "residual", False)]
     assert len(blocks) >= 9
     for block in blocks:
