@@ -76,8 +76,7 @@ def measure_complexity(network: nn.Module, image_size: int = 224) -> Complexity:
         counted = isinstance(module, nn.modules.conv._ConvNd | nn.Linear)
         module.register_forward_pre_hook(begin(name))
         module.register_forward_hook(record(name, counted))
-        if isinstance(module, nn.BatchNorm2d):
-            # It counts nothing and keeps the shape; on the meta device it is the slowest of all.
+        if isinstance(module, KEEP_THE_SHAPE):  # and count nothing; slow on the meta device
             module.forward = _unchanged
     with torch.no_grad(), counter:
         network(torch.empty(1, 3, image_size, image_size, device="meta"))
@@ -123,6 +122,11 @@ class _FlopCounter(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=output)
         return output
+
+
+KEEP_THE_SHAPE = (nn.BatchNorm2d, nn.Hardtanh, nn.ReLU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid,
+                  nn.Sigmoid, nn.GELU, nn.Dropout)  # fmt: skip
+"""Modules whose output has the shape of their input; `nn.ReLU6` is an `nn.Hardtanh`."""
 
 
 def _unchanged(input: Tensor) -> Tensor:  # nn.BatchNorm2d's name
