@@ -28,9 +28,10 @@ REPO = Path(__file__).resolve().parents[1]
 os.environ["OMP_NUM_THREADS"] = "1"  # for the server, which reads it once, and for all commands
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["tests.commands", "mobilenext.main", "mobilenext.jobs.train", "mobilenext.jobs.evaluate",
-     "mobilenext.jobs.export", "mobilenext.jobs.gradients", "mobilenext.jobs.loader_report",
-     "sklearn.datasets", "torch.utils.tensorboard", "hydra._internal.hydra"]
+    ["tests.commands", "mobilenext.main", "mobilenext.execution", "mobilenext.jobs.train",
+     "mobilenext.jobs.evaluate", "mobilenext.jobs.export", "mobilenext.jobs.gradients",
+     "mobilenext.jobs.loader_report", "sklearn.datasets", "sklearn.model_selection",
+     "torch.utils.tensorboard", "tests.preloaded"]
 )  # fmt: skip
 
 

@@ -308,7 +308,10 @@ def test_a_sweep_runs_and_a_failing_job_does_not_stop_it(
     assert sorted(result["identity"] for result in results) == [1 / 6, 1 / 2]
     again = run(*sweep, ok=False)
     word = "already finished" if launcher == "basic" else "finished earlier  top-1"
+    # the launcher says so as it goes, and in the summary
     assert again.stdout.count(word) == (2 if launcher == "basic" else 4)
+    assert (": running" in done.stdout) == (launcher == "torchrun")
+    assert ": running" not in again.stdout
 
 
 def test_plain_lines_where_there_is_no_terminal(run) -> None:
