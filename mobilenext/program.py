@@ -66,8 +66,8 @@ def _is_installed_command() -> bool:
 
 
 def python() -> str:
-    """This Python as it is typed here: a path where `python` is another one or none."""
-    return _typed("python", Path(sys.executable))
+    """This Python as it is typed here: a path where its name is another one's or none."""
+    return _typed(Path(sys.executable).name, Path(sys.executable))
 
 
 def beside_python(name: str) -> str:

@@ -16,7 +16,7 @@ from mobilenext.config.help import command_help
 from mobilenext.errors import InputError
 from mobilenext.main import CONFIG_DIR, _spelled, positional_as_override
 from tests.commands import REPO, command, environment
-from tests.composed import MADE_UP, SCHEMAS, TINY
+from tests.composed import MADE_UP, SCHEMAS, TINY, composed
 from tests.conftest import in_terminal
 
 QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
@@ -233,6 +233,33 @@ def test_the_home_folder_is_meant_in_all_paths(
         run(f"scripts/{job}.py", best, *more, env={"HOME": str(tmp_path)})
     assert (tmp_path / "out put" / "README.md").is_file()
     assert not (tmp_path / "~").exists()
+    said = run("scripts/evaluate.py", "1_0/latest").stdout  # its folder names it as before
+    assert said.startswith("already finished") or "top-1" in said
+    (evaluated,) = (tmp_path / "runs" / "evaluate").rglob("result.json")
+    assert json.loads(evaluated.read_text())["checkpoint"].endswith(f"{result.parent.name}/best.pt")
+
+
+def test_latest_is_the_run_that_was_used_last(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for age, name in enumerate(("a/1", "b/2", "a/3")):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "sessions.jsonl").touch()
+        os.utime(runs / name / "sessions.jsonl", (10 - age, 10 - age))
+    for given, meant in (
+        ("latest", "a/1"), ("b/latest", "b/2"), ("a/latest/best.pt", "a/1/best.pt"),
+        ("a/3/best.pt", "a/3/best.pt"),
+    ):  # fmt: skip
+        config = composed(f"checkpoint={runs / given}", job="evaluate")
+        assert config.checkpoint == str(runs / meant)
+    tables = composed(f"runs=[{runs}/b/latest,{runs}]", job="tables")
+    assert tables.runs == [str(runs / "b/2"), str(runs)]
+    with pytest.raises(InputError, match=r"expected a run folder below .*none, found none"):
+        composed(f"checkpoint={runs}/none/latest", job="evaluate")
+    (runs / "latest").mkdir()
+    there = composed(f"checkpoint={runs}/latest", job="evaluate").checkpoint
+    assert there == f"{runs}/latest", "what has that name is meant"
+    with pytest.raises(InputError, match=r"init_from=.*: expected a run that stays the same"):
+        composed(f"init_from={runs}/b/latest")
 
 
 def test_names_that_are_no_text_and_terminals_that_know_little(
@@ -274,7 +301,7 @@ def test_ranks_that_cannot_share_a_batch(run, tmp_path: Path) -> None:
 def test_a_sweep_under_torchrun_is_refused(run, tmp_path: Path) -> None:
     done = run("train.py", "-m", "width=0.35,0.5", processes=2, ok=False)
     assert "a sweep (-m) can't run under torchrun" in done.stderr
-    works = "python train.py -m hydra/launcher=torchrun hydra.launcher.processes=2 width=0.35,0.5"
+    works = "train.py -m hydra/launcher=torchrun hydra.launcher.processes=2 width=0.35,0.5"
     assert works in done.stderr
     assert not list(tmp_path.iterdir())
 

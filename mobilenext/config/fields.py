@@ -32,7 +32,8 @@ def path_field(default: Any = MISSING, positional: bool = False) -> Any:
 
     Args:
         default: Its default.
-        positional: Whether it is the command's one argument without a `=`.
+        positional: Whether it is the command's one argument without a `=`. It then means runs:
+            `latest` in it is the newest, see `with_newest_run`.
     """
     return field(default=default, metadata={**PATH, "positional": positional})
 
@@ -42,7 +43,7 @@ def path_list(default: Any = None, positional: bool = False) -> Any:
 
     Args:
         default: Its default; None: an empty list.
-        positional: Whether it gets the command's arguments without a `=`.
+        positional: Whether it gets the command's arguments without a `=`; see `path_field`.
     """
     metadata = {**PATH, "positional": positional}
     if default is MISSING:

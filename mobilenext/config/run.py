@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenext.config.groups import DataConfig
+from mobilenext.errors import InputError
 
 SAID_BY_DATA = ("root", "download", "val_folder", "val_share")
 """Arguments of data sources that the config's own keys say; not part of a recipe twice."""
@@ -72,3 +73,31 @@ def _without_machine(config: Any) -> Any:
 def _has_added_default(config: Any, item: dataclasses.Field[Any]) -> bool:
     """Whether a field was added later (see `added_later`) and has its default."""
     return bool(item.metadata.get("added")) and getattr(config, item.name) == item.default
+
+
+LATEST = "latest"
+
+
+def with_newest_run(path: str) -> str:
+    """A path in which `latest` is the newest run folder: `runs/latest`, `runs/NAME/latest/best.pt`.
+
+    Newest is the run that was begun or ended last. It is a word rather than a link, which
+    everything that walks through `runs` would take for a second run.
+
+    Args:
+        path: Any path. What exists by that name is meant as it is.
+
+    Raises:
+        InputError: There is no run below the folder.
+    """
+    place = Path(path)
+    if LATEST not in place.parts:
+        return path
+    number = place.parts.index(LATEST)
+    base, rest = Path(*place.parts[:number]), place.parts[number + 1 :]
+    if os.path.lexists(base / LATEST):
+        return path
+    sessions = sorted(base.rglob("sessions.jsonl"), key=lambda file: (file.stat().st_mtime, file))
+    if not sessions:
+        raise InputError(f"{path}: expected a run folder below {base}, found none")
+    return str(sessions[-1].parent.joinpath(*rest))

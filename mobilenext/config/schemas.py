@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mobilenext.config.fields import parse_number
+from mobilenext.config.run import with_newest_run
 from mobilenext.errors import InputError, UserError
 from mobilenext.plain import check_plain
 
@@ -72,7 +73,7 @@ def typed(config: DictConfig) -> Any:
     """
     _refuse_unknown(config)
     try:
-        return _with_home(OmegaConf.to_object(config))
+        return _with_whole_paths(OmegaConf.to_object(config))
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None)
         raise InputError(f"{key} has no value: add {key}=... to the command") from error
@@ -99,16 +100,18 @@ def _refuse_unknown(config: DictConfig, place: str = "") -> None:
                 _refuse_unknown(value, f"{place}{key}.")
 
 
-def _with_home(config: Any) -> Any:
-    """The same config, `~` in front of its paths replaced by the home folder."""
+def _with_whole_paths(config: Any) -> Any:
+    """The same config, `~` in front of its paths and `latest` in those of runs replaced."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            _with_home(value)
-        elif item.metadata.get("path") and isinstance(value, str):
-            setattr(config, item.name, os.path.expanduser(value))
-        elif item.metadata.get("path") and isinstance(value, list):
-            setattr(config, item.name, [os.path.expanduser(path) for path in value])
+            _with_whole_paths(value)
+        elif item.metadata.get("path") and value:
+            paths = [value] if isinstance(value, str) else value
+            whole = [os.path.expanduser(path) for path in paths]
+            if item.metadata.get("positional"):
+                whole = [with_newest_run(path) for path in whole]
+            setattr(config, item.name, whole[0] if isinstance(value, str) else whole)
     return config
 
 

@@ -1,6 +1,8 @@
 """The config of a training run."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mobilenext.config.fields import (
@@ -19,7 +21,7 @@ from mobilenext.config.groups import (
     ModelConfig,
     RuntimeConfig,
 )
-from mobilenext.config.run import HasRun, absolute
+from mobilenext.config.run import LATEST, HasRun, absolute
 from mobilenext.errors import InputError
 
 
@@ -94,6 +96,13 @@ class TrainConfig(HasRun):
         check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
         check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
+        check(
+            self.init_from is None or os.path.exists(self.init_from)
+            or LATEST not in Path(self.init_from).parts,
+            "init_from",
+            "a run that stays the same, runs/NAME/HASH; this command's own run would be the latest",
+            self.init_from,
+        )  # fmt: skip
         given, layers = self.init_from is not None, self.layer_decay
         check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)
         check(

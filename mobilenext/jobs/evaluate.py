@@ -51,7 +51,7 @@ class EvaluateConfig(HasRun):
     """Job `evaluate`."""
 
     checkpoint: str = path_field(positional=True)
-    """A run folder, or a .pt checkpoint or .safetensors file of a run; see `weights_path`."""
+    """A run folder (runs/latest is the newest), or its .pt checkpoint or .safetensors file."""
     name: str = "evaluate"
     output_dir: str = machine_only("runs", path=True)
     data: dict[str, Any] = field(default_factory=dict, metadata={"entries_of": DataConfig})

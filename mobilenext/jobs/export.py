@@ -28,7 +28,7 @@ class ExportConfig:
     """Job `export`."""
 
     checkpoint: str = path_field(positional=True)
-    """A run folder, or a .pt checkpoint or .safetensors file of a run; see `weights_path`."""
+    """A run folder (runs/latest is the newest), or its .pt checkpoint or .safetensors file."""
     output: str = path_field()
     """Folder for the files; new, empty, or one that the job has written before."""
     push: str | None = None
