@@ -122,7 +122,8 @@ def test_what_the_command_says(
 
 
 def test_commands_are_named_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"python": sys.executable, "mobilenext": "/env/bin/mobilenext"}
+    monkeypatch.setattr(sys, "executable", "/env/bin/python")
+    found = {"python": "/env/bin/python", "mobilenext": "/env/bin/mobilenext"}
     monkeypatch.setattr(program.shutil, "which", found.get)
     monkeypatch.setattr(program, "_job", None)
     monkeypatch.setattr(sys, "argv", ["/checkout/scripts/evaluate.py", "checkpoint=x"])

@@ -22,7 +22,7 @@ class ReportConfig:
     the results that came with the source."""
     output: str = path_field("report.html")
     """HTML file to write."""
-    title: str = "MobileNeXt: runs beside the paper"
+    title: str = "Training runs"
 
 
 def report(config: ReportConfig, process: Process) -> dict[str, Any]:

@@ -27,12 +27,16 @@ from mobilenext.tables.results import Group, Protocol, Result, decimal, fraction
 def own_tables(protocol: Protocol, groups: list[Group], task: list[Group]) -> list[Table]:
     """Tables of one protocol's runs: networks by width, then identity tensor multipliers.
 
+    A single run that stands in `recipe_tables` gets none.
+
     Args:
         protocol: The runs' protocol.
         groups: The runs.
         task: All runs of the protocol's task. Titles name the entries in which these runs differ
             from others of the same networks, unless there are many.
     """
+    if len(groups) == 1 and groups[0] in _of_several_recipes(task):
+        return []  # a row beside others in the table of recipes
     whole = [group for group in groups if group.first.identity == 1]
     whole.sort(
         key=lambda group: (
@@ -71,9 +75,7 @@ def recipe_tables(task: str, groups: list[Group]) -> list[Table]:
         task: Data, size of images and epochs, see `Protocol.task`.
         groups: Its runs.
     """
-    trained = {(group.first.network_key, group.first.protocol) for group in groups}
-    recipes = Counter(network for network, _ in trained)
-    part = [group for group in groups if recipes[group.first.network_key] > 1]
+    part = _of_several_recipes(groups)
     if not part:
         return []
     part.sort(key=lambda group: (group.first.network_key, group.first.protocol.recipe))
@@ -89,13 +91,25 @@ def recipe_tables(task: str, groups: list[Group]) -> list[Table]:
                 _recipe_with_arguments(group.first),
                 decimal(group.first.width),
                 fraction(group.first.identity),
+                *group_cost(group),
                 *accuracy_cells(group),
             )
         )
     slug = re.sub(r"[^a-z0-9]+", "_", task.lower())
-    columns = ("network", "recipe", "width", "identity", *ACCURACY)
+    columns = ("network", "recipe", "width", "identity", *COST, *ACCURACY)
     below = footnotes(notes, set(), *_remarks(part[0].first.protocol))
     return [Table(f"recipes_{slug}", f"Recipes: {task}", columns, tuple(rows), below, 2, task)]
+
+
+def _of_several_recipes(groups: list[Group]) -> list[Group]:
+    """Those of a task's runs whose network was trained by more than one recipe."""
+    trained = {(group.first.network_key, group.first.protocol) for group in groups}
+    recipes = Counter(network for network, _ in trained)
+    return [group for group in groups if recipes[group.first.network_key] > 1]
+
+
+COST = ("params, M", "MAdds, M")
+"""Columns of `group_cost`."""
 
 
 def _own_table(
@@ -122,7 +136,7 @@ def _own_table(
         )
         for group, value in shown
     )
-    columns = ("network", knob, "params, M", "MAdds, M", *ACCURACY)
+    columns = ("network", knob, *COST, *ACCURACY)
     protocol = part[0].first.protocol
     below = footnotes(notes, set(), *_remarks(protocol))
     return Table(name, title, columns, rows, below, task=protocol.task)
