@@ -3,7 +3,7 @@
     python benchmarks/resume_torture.py --kills 100
     python benchmarks/resume_torture.py --kills 30 --processes 2 --seed 7
 
-Trains on scanned digits (they come with scikit-learn) once without interruption, then once more
+Trains on scanned digits (they come with the package) once without interruption, then once more
 while a generator with a printed seed decides when SIGKILL ends the run and all its processes, or
 SIGTERM asks it to end (one time in four), and the same command starts it again. Then compares
 weights, averages, optimiser, metrics, TensorBoard and result, bit for bit; exit code 1 if anything

@@ -30,7 +30,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["tests.commands", "mobilenext.main", "mobilenext.execution", "mobilenext.jobs.train",
      "mobilenext.jobs.evaluate", "mobilenext.jobs.export", "mobilenext.jobs.gradients",
-     "mobilenext.jobs.loader_report", "sklearn.datasets", "sklearn.model_selection",
+     "mobilenext.jobs.loader_report",
      "torch.utils.tensorboard", "tests.preloaded"]
 )  # fmt: skip
 

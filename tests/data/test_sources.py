@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from timm.data.imagenet_info import ImageNetInfo
 from torchvision.datasets import CIFAR10
 
@@ -29,6 +31,18 @@ def test_digits() -> None:
     assert np.bincount(labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
     again = digits(image_size=40)
     assert np.array_equal(np.asarray(again.val[7][0]), np.asarray(data.val[7][0]))
+
+
+def test_digits_are_scikit_learns() -> None:
+    grey, labels = load_digits(return_X_y=True)
+    indices = np.arange(len(labels))
+    parts = train_test_split(indices, test_size=0.2, random_state=0, stratify=labels)
+    data = digits(image_size=8)
+    for split, chosen in zip((data.train, data.val), parts, strict=True):
+        assert np.array_equal([label for _, label in split], labels[chosen])
+        pixels = np.stack([np.asarray(image) for image, _ in split])
+        expected = np.rint(grey[chosen].reshape(-1, 8, 8, 1) * (255 / 16))
+        assert np.array_equal(pixels, expected.repeat(3, axis=-1))
 
 
 def test_image_folder(photo_folder: Path) -> None:
