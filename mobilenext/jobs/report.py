@@ -51,7 +51,7 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
     page = render_page(results, config.title, output.parent, evaluations)
     with writable(f"output={output}"):
         write_whole(output, page)
-    found = f"{len(results)} runs"
+    found = f"{len(results)} run{'' if len(results) == 1 else 's'}"
     if evaluations:
         found += f", {len(evaluations)} evaluation{'s' if len(evaluations) > 1 else ''}"
     say(f"{output}: {found}, {len(page) / 1e3:,.0f} kB", process)

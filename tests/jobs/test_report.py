@@ -32,7 +32,7 @@ def test_evaluations_are_part_of_the_page_or_all_of_it(run, tmp_path: Path) -> N
     runs = write_results(tmp_path, fake_result())
     evaluation = write_evaluation(runs, *PETS)
     done = run("scripts/report.py", runs)
-    assert "report.html: 1 runs, 1 evaluation, " in done.stdout
+    assert "report.html: 1 run, 1 evaluation, " in done.stdout
     assert "Of <code>runs/mobilenext/0/best.pt</code>" in (tmp_path / "report.html").read_text()
     done = run("scripts/report.py", evaluation, "output=alone.html")
     assert "alone.html: 0 runs, 1 evaluation, " in done.stdout
