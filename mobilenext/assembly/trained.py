@@ -7,9 +7,11 @@ bounds, and what it says of its data opens nothing but data.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mobilenext.assembly.data import evaluation_transform
 from mobilenext.config import DataConfig, from_plain, to_plain
 from mobilenext.config.targets import (
     DATA_SOURCES,
@@ -19,7 +21,7 @@ from mobilenext.config.targets import (
     build,
     confined,
 )
-from mobilenext.data import ImageData
+from mobilenext.data import ImageData, digits
 from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 from mobilenext.metrics.classification import check_logits
@@ -188,3 +190,35 @@ def note_differences(
         here, there = getattr(data, key), getattr(trained_on, key)
         if here != there:
             say(f"note: data.{key}={here}, while the run of {path} evaluated with {there}", process)
+
+
+def pictures_of(data: DataConfig, count: int) -> tuple[np.ndarray, str]:
+    """Pixels of real pictures to try a network with: of its data if they are at hand.
+
+    Args:
+        data: What the network was trained for, see `evaluation_data`.
+        count: Number of pictures, spread over the validation split. Where there are fewer, they
+            come more than once.
+
+    Returns:
+        uint8 (count, eval_size, eval_size, 3), transformed as in evaluation, and what they are, in
+        words.
+    """
+    transform = evaluation_transform(data)
+    what = f"validation images of {printable(data.name)}"
+    try:
+        images = images_of(data, chosen=False)
+    except InputError:
+        what = "scanned digits, since the data that it was trained on are not here"
+        images = digits()
+    places = np.linspace(0, len(images.val) - 1, count).astype(int).tolist()
+    pixels = []
+    for place in places:
+        try:
+            image, _ = images.val[place]
+        except Exception:  # whatever damaged files raise; evaluation names them
+            continue
+        pixels.append(transform(image).numpy())
+    if not pixels:
+        raise InputError(f"data={printable(data.name)}: none of {count} {what} can be read")
+    return np.stack([pixels[number % len(pixels)] for number in range(count)]), what

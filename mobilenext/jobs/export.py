@@ -1,12 +1,32 @@
-"""A trained network as a folder of the Hugging Face hub: weights, timm's config, a model card."""
+"""A trained network for elsewhere: the hub and timm, ONNX Runtime, ExecuTorch, torch.export."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilenext.assembly.trained import complete_data, rebuilt_with_cost
-from mobilenext.config.fields import check, path_field
+import numpy as np
+import torch
+
+from mobilenext.assembly.data import device_batches, evaluation_transform
+from mobilenext.assembly.trained import (
+    complete_data,
+    evaluation_data,
+    pictures_of,
+    rebuilt_with_cost,
+)
+from mobilenext.config.fields import check, check_choice, path_field
+from mobilenext.deploy import classify
+from mobilenext.deploy.folder import check_output, publish
+from mobilenext.deploy.formats import (
+    BATCHES,
+    FORMATS,
+    Format,
+    check_answers,
+    check_packages,
+    load,
+    write,
+)
 from mobilenext.deploy.hub.card import Publication, model_card, network_words
 from mobilenext.deploy.hub.timm_entry import (
     TimmEntry,
@@ -16,7 +36,8 @@ from mobilenext.deploy.hub.timm_entry import (
     write_config,
 )
 from mobilenext.deploy.hub.trained import Trained, read_trained, weights_file
-from mobilenext.deploy.hub.upload import CARD, CONFIG, WEIGHTS, check_output, publish, push
+from mobilenext.deploy.hub.upload import CARD, CONFIG, FILES, WEIGHTS, push
+from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.progress import say
@@ -31,6 +52,8 @@ class ExportConfig:
     """A run folder (runs/latest is the newest), or its .pt checkpoint or .safetensors file."""
     output: str = path_field()
     """Folder for the files; new, empty, or one that the job has written before."""
+    format: str = "hub"
+    """hub (weights, timm's config, a card), onnx, executorch (phones), or torch (torch.export)."""
     push: str | None = None
     """Repository user/name of the Hugging Face hub that gets them as well; null: none."""
     license: str = "other"
@@ -39,33 +62,49 @@ class ExportConfig:
     """Licence of the images; null: what is known of the run's data, by its name."""
 
     def __post_init__(self) -> None:
+        check_choice("format", self.format, ("hub", *FORMATS))
+        alone = self.push is None or self.format == "hub"
+        check(alone, "push", f"null with format={self.format}: the hub gets format=hub", self.push)
         parts = ["user", "name"] if self.push is None else self.push.split("/")
         whole = len(parts) == 2 and all(parts)
         check(whole, "push", "null, or a repository of the hub as user/name", self.push)
         check(bool(self.license.strip()), "license", "a licence's name, or other", self.license)
 
 
-def export(config: ExportConfig, process: Process) -> dict[str, Any]:
-    """Write a checkpoint's network as a folder of the Hugging Face hub, and perhaps upload it.
+CLASSIFY = "classify.py"
+FILE_NAMES = (*(form.file for form in FORMATS.values()), PREPROCESSING, CLASSIFY)
+"""What an export of a file leaves in its folder: one of the formats, and what tells of its use."""
 
-    The folder has a network that gives the same logits bit by bit when timm rebuilds it: that is
-    tried before anything is written.
+
+def export(config: ExportConfig, process: Process) -> dict[str, Any]:
+    """Write a checkpoint's network for the Hugging Face hub, or as a file of another runtime.
+
+    Nothing is written before it has been read back and has given the network's answers: timm's
+    network the same logits bit by bit, a file's runtime the same but for rounding, on real
+    pictures.
 
     Args:
         config: The job's config.
         process: This process; there may be no others.
 
     Returns:
-        `output`, the folder; `files`, their names; `pushed`, the address on the hub, or None.
+        `output`, the folder; `files`, their names; for the hub `pushed`, the address there, or
+        None; for a file `difference`, the largest of its logits, of the largest logit.
 
     Raises:
-        InputError: The checkpoint can't be used, its network has arguments that config.json can't
-            hold, the folder has other files or can't be written, the upload failed, or there are
-            several processes.
+        InputError: The checkpoint can't be used, its network can't be written so, an optional
+            package is missing, the answers are others, the folder has other files or can't be
+            written, the upload failed, or there are several processes.
     """
     process.require_alone("export")
+    if config.format == "hub":
+        return _export_for_the_hub(config)
+    return _export_file(config, FORMATS[config.format], process)
+
+
+def _export_for_the_hub(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output)
-    check_output(output)
+    check_output(output, FILES)
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     node, image_size = trained.model["network"], trained.data.eval_size
     refuse_nested(node, trained.path)
@@ -81,7 +120,7 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
             write_config(staged / CONFIG, entry, trained)
             check_rebuilt(staged, network, image_size)
         (staged / CARD).write_bytes(model_card(publication, trained, entry, cost))
-        files = publish(staged, output)
+        files = publish(staged, output, FILES)
     say(f"{output}: {', '.join(files)} ({_summary(trained)})")
     say(_hint(output, entry))
     pushed = None
@@ -89,6 +128,44 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
         pushed = push(output, files, config.push)
         say(f"pushed to {pushed}")
     return {"output": str(output), "files": files, "pushed": pushed}
+
+
+def _export_file(config: ExportConfig, form: Format, process: Process) -> dict[str, Any]:
+    output = Path(config.output)
+    check_output(output, FILE_NAMES)
+    check_packages(form, f"format={form.name}")
+    trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
+    data = evaluation_data(trained.data.plain, {})
+    network, _ = rebuilt_with_cost(trained.model, trained.tensors, trained.path, data.eval_size)
+    transform = evaluation_transform(data)
+    preprocessing = Preprocessing(
+        data.eval_size, transform.short_side, transform.interpolation, tuple(data.mean),
+        tuple(data.std), tuple(trained.classes),
+    )  # fmt: skip
+    pictures, what = pictures_of(data, sum(BATCHES))
+    pixels = torch.from_numpy(pictures)
+    with torch.no_grad():
+        to_device = device_batches(data, process, channels_last=False)
+        images, _ = to_device(pixels, torch.zeros(len(pixels)))
+        expected = network.to(process.device)(images).float().cpu().numpy()
+    planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    with tempfile.TemporaryDirectory() as staging:
+        staged = Path(staging)
+        write(form, network.cpu(), preprocessing, planes, staged / form.file)
+        found = load(staged / form.file, max(1, process.cpus))
+        difference = check_answers(form, found, expected, planes)
+        (staged / PREPROCESSING).write_text(preprocessing.text(), encoding="utf-8")
+        (staged / CLASSIFY).write_bytes(Path(classify.__file__).read_bytes())
+        files = publish(staged, output, FILE_NAMES)
+    size = (output / form.file).stat().st_size / 1e6
+    say(f"{output}: {', '.join(files)} ({_summary(trained)})")
+    say(
+        f"{form.file} ({size:.2f} MB) was read back by {form.runtime}: the same answers on "
+        f"{len(pictures)} {what}, logits within {difference:.0e} of the largest"
+    )
+    batch = "any batch" if form.any_batch else "one image at a time"
+    say(f"use it ({batch}): python {output / CLASSIFY} PICTURE ...")
+    return {"output": str(output), "files": files, "difference": difference}
 
 
 def _summary(trained: Trained) -> str:

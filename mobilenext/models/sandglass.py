@@ -55,6 +55,8 @@ def bottleneck_channels(
 class WideBlock(nn.Module):
     """Common base of blocks with a shortcut between wide ends; see `SandglassBlock`."""
 
+    shortcut_mask: Tensor | None
+
     def __init__(
         self,
         layers: list[nn.Module],
@@ -79,6 +81,7 @@ class WideBlock(nn.Module):
         self.out_channels = out_channels
         self.thin_end = thin_end
         """Layers of `conv` up to the bottleneck."""
+        self.register_buffer("shortcut_mask", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -89,8 +92,29 @@ class WideBlock(nn.Module):
         out = self.drop_path(out)
         if k == self.out_channels:
             return x + out
+        if self.shortcut_mask is not None:
+            return torch.addcmul(out, x, self.shortcut_mask)
         # Not `out[:, :k] += x[:, :k]`: in-place slices break export and quantisation.
         return torch.cat((x[:, :k] + out[:, :k], out[:, k:]), dim=1)
+
+
+def mask_shortcuts(network: nn.Module) -> nn.Module:
+    """Make the partial shortcuts of a network masked additions, in place.
+
+    The outputs are the same, and so are names and number of weights. Slices and concatenation throw
+    images out of the layout in which ONNX Runtime and torch.compile fuse an addition with the
+    convolution before it; a mask of ones and zeros does not.
+
+    Args:
+        network: Any; blocks without a partial shortcut are left as they are.
+    """
+    for block in network.modules():
+        if isinstance(block, WideBlock) and 0 < block.identity_channels < block.out_channels:
+            like = next(block.parameters())
+            mask = torch.zeros(1, block.out_channels, 1, 1, dtype=like.dtype, device=like.device)
+            mask[:, : block.identity_channels] = 1
+            block.shortcut_mask = mask
+    return network
 
 
 class SandglassBlock(WideBlock):

@@ -42,7 +42,7 @@ class Precision:
         self.device = device
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
-        _set_float32("tf32" if self.name == "tf32" else "ieee")
+        _allow_tf32(self.name == "tf32")
 
     def autocast(self) -> torch.autocast:
         """Wrap the forward pass and the loss in this."""
@@ -52,14 +52,16 @@ class Precision:
 @contextmanager
 def ieee_float32() -> Iterator[None]:
     """Compute float32 as float32 inside, also where training uses TF32."""
-    before = str(torch.backends.cuda.matmul.fp32_precision)
-    _set_float32("ieee")
+    before = bool(torch.backends.cuda.matmul.allow_tf32)
+    _allow_tf32(False)
     try:
         yield
     finally:
-        _set_float32(before)
+        _allow_tf32(before)
 
 
-def _set_float32(mode: str) -> None:
-    torch.backends.cuda.matmul.fp32_precision = mode
-    torch.backends.cudnn.conv.fp32_precision = mode  # pyright: ignore[reportAttributeAccessIssue]
+def _allow_tf32(allowed: bool) -> None:
+    # By the older of torch's two interfaces: after the newer one has been used, torch.export and
+    # `torch.backends.cudnn.flags` raise, since they read the older one's state (torch 2.14).
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

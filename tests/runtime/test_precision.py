@@ -28,10 +28,25 @@ def test_float32_is_float32_inside() -> None:
         Precision("tf32", CPU)
         with ieee_float32():
             assert matmul.fp32_precision == "ieee"
+            assert not torch.backends.cudnn.allow_tf32
         assert matmul.fp32_precision == "tf32"
+        assert torch.backends.cudnn.allow_tf32
     finally:
         Precision("fp32", CPU)
     assert matmul.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32"])
+def test_networks_can_be_exported_afterwards(name: str) -> None:
+    """Torch reads these flags by another interface than it documents for setting them."""
+    try:
+        Precision(name, CPU)
+        with torch.backends.cudnn.flags(enabled=False):
+            pass
+        torch.export.export(torch.nn.Conv2d(3, 3, 1), (torch.zeros(1, 3, 4, 4),))
+    finally:
+        Precision("fp32", CPU)
 
 
 def test_unknown_precision() -> None:

@@ -1,4 +1,4 @@
-"""The folder for the hub, and its upload.
+"""The files for the hub, and their upload.
 
 The upload is huggingface_hub's, not timm's `push_to_hf_hub`: that one writes a card of its own,
 keeps an old one, and takes only networks that timm has built.
@@ -9,37 +9,9 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from mobilenext.errors import InputError
-from mobilenext.files import check_output_folder, writable, write_whole
 
 WEIGHTS, CONFIG, CARD = FILES = ("model.safetensors", "config.json", "README.md")
 """Names of the files that a folder for the hub may have."""
-
-
-def check_output(output: Path) -> None:
-    """Raise `InputError` unless a path is free, or a folder with files of this kind only."""
-    check_output_folder("output", output, FILES)
-
-
-def publish(staged: Path, output: Path) -> list[str]:
-    """Copy files into their folder, each as a whole, and remove those of an earlier export.
-
-    Args:
-        staged: The folder that they were made in; has some of `FILES`.
-        output: The folder for the hub; made if it is not there.
-
-    Returns:
-        The files' names.
-
-    Raises:
-        InputError: The folder can't be written to.
-    """
-    files = [name for name in FILES if (staged / name).exists()]
-    with writable(f"output={output}"):
-        for name in files:
-            write_whole(output / name, (staged / name).read_bytes())
-        for name in set(FILES) - set(files):
-            (output / name).unlink(missing_ok=True)
-    return files
 
 
 def push(folder: Path, files: list[str], repository: str) -> str:

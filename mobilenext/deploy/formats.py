@@ -1,0 +1,270 @@
+"""A network as a file of another runtime: written, and loaded again to be run."""
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobilenext.deploy.graph import FromPixels, prepared
+from mobilenext.deploy.preprocessing import Preprocessing
+from mobilenext.errors import InputError, first_line
+from mobilenext.files import printable
+
+MOST_BATCH = 1024
+
+Runner = Callable[[np.ndarray], np.ndarray]
+"""Maps pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that a runtime takes.
+
+    Attributes:
+        name: On the command line.
+        file: The file's name in an exported folder.
+        runtime: What runs it, in words.
+        packages: Those that it needs beside torch; the extra of its name has them.
+        folded: See `graph.prepared`.
+        masked: See `graph.prepared`.
+        any_batch: Whether a file takes batches of any size; else one image at a time.
+        write: Writes a network that takes pixels, given as an example, to a path.
+        load: Opens such a file, to be run with a number of threads.
+    """
+
+    name: str
+    file: str
+    runtime: str
+    packages: tuple[str, ...]
+    folded: bool
+    masked: bool
+    any_batch: bool
+    write: Callable[[nn.Module, torch.Tensor, Path], None]
+    load: Callable[[Path, int], Runner]
+
+
+def check_packages(form: Format, what: str) -> None:
+    """Raise `InputError` if a package is missing that a format needs.
+
+    Args:
+        form: The format.
+        what: What needs it, for the message.
+    """
+    for package in form.packages:
+        try:
+            with _quiet():
+                importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{what} needs {error.name}, which is not installed: pip install "
+                f"'mobilenext[{form.name}]' (in a checkout pip install -e '.[{form.name}]')"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters and runtimes tell what they do by warnings, log records and prints, also in C."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+        os.close(nowhere)
+        logging.disable(level)
+
+
+def _batch() -> Any:
+    return ({0: torch.export.Dim("batch", min=1, max=MOST_BATCH)},)
+
+
+def _write_onnx(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    program = torch.onnx.export(
+        network, (pixels[:2].clone(),), dynamo=True, dynamic_shapes=_batch(),
+        input_names=["pixels"], output_names=["logits"], verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    program.save(path)
+
+
+def _load_onnx(path: Path, threads: int) -> Runner:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    # A session that waits awake would take its core from whatever runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session: Any = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+
+
+def _write_executorch(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = torch.export.export(network, (pixels[:1].clone(),))
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    path.write_bytes(lowered.to_executorch().buffer)
+
+
+def _load_executorch(path: Path, threads: int) -> Runner:
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    portable_lib._unsafe_reset_threadpool(threads)  # all programs of a process share it
+    method = Runtime.get().load_program(path).load_method("forward")
+    if method is None:
+        raise ValueError("it has no method forward")
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(np.ascontiguousarray(pixels))
+        logits = [method.execute([image[None]])[0].clone() for image in images]
+        return torch.cat(logits).numpy()
+
+    return run
+
+
+def _write_torch(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+    program = torch.export.export(network, (pixels[:2].clone(),), dynamic_shapes=_batch())
+    torch.export.save(program, path)
+
+
+def _load_torch(path: Path, threads: int) -> Runner:
+    torch.set_num_threads(threads)
+    network = torch.export.load(path).module()
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+
+    return run
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format(
+            "onnx", "model.onnx", "ONNX Runtime", ("onnx", "onnxscript", "onnxruntime"),
+            folded=True, masked=True, any_batch=True, write=_write_onnx, load=_load_onnx,
+        ),
+        Format(
+            "executorch", "model.pte", "ExecuTorch (XNNPACK)", ("executorch", "torchao"),
+            folded=True, masked=False, any_batch=False, write=_write_executorch,
+            load=_load_executorch,
+        ),
+        Format(
+            "torch", "model.pt2", "torch.export", (),
+            folded=False, masked=True, any_batch=True, write=_write_torch, load=_load_torch,
+        ),
+    )
+}  # fmt: skip
+"""By name."""
+
+BY_SUFFIX = {Path(form.file).suffix: form for form in FORMATS.values()}
+
+
+def write(
+    form: Format, network: nn.Module, preprocessing: Preprocessing, pixels: np.ndarray, path: Path
+) -> None:
+    """Write a network, normalisation inside, as a file of a runtime.
+
+    Args:
+        form: The kind of file.
+        network: Takes normalised images; on the CPU, in evaluation mode.
+        preprocessing: How its pixels are made.
+        pixels: At least two images, uint8 (N, 3, H, W).
+        path: The file.
+
+    Raises:
+        InputError: A package is missing, or the network can't be exported.
+    """
+    check_packages(form, f"format={form.name}")
+    ready = prepared(network, preprocessing.image_size, form.folded, form.masked)
+    whole = FromPixels(ready, preprocessing.mean, preprocessing.std).eval()
+    try:
+        with _quiet(), torch.no_grad():
+            form.write(whole, torch.from_numpy(pixels), path)
+    except Exception as error:  # exporters raise anything
+        raise InputError(
+            f"format={form.name}: this network can't be exported: {first_line(error)}"
+        ) from error
+
+
+def load(path: Path, threads: int) -> Runner:
+    """Open an exported network.
+
+    Args:
+        path: A file with one of the suffixes in `BY_SUFFIX`.
+        threads: That one call may use.
+
+    Raises:
+        InputError: A package is missing, or the runtime does not take the file.
+    """
+    form = BY_SUFFIX[path.suffix]
+    check_packages(form, printable(path))
+    try:
+        with _quiet():
+            return form.load(path, threads)
+    except Exception as error:  # runtimes raise anything
+        raise InputError(
+            f"{printable(path)}: {form.runtime} does not take it: {first_line(error)}"
+        ) from error
+
+
+BATCHES = (1, 2, 5)
+"""Sizes of batches that a file is tried with."""
+ALIKE = 1e-4
+"""Largest difference of logits that rounding may make, of the largest logit."""
+
+
+def check_answers(form: Format, runner: Runner, expected: np.ndarray, pixels: np.ndarray) -> float:
+    """Compare a reloaded file's answers with the network's, in batches of `BATCHES`.
+
+    Args:
+        form: The kind of file.
+        runner: The reloaded file.
+        expected: The network's logits, (N, num_classes).
+        pixels: Their images, uint8 (N, 3, H, W), N at least the sum of `BATCHES`.
+
+    Returns:
+        The largest difference, of the largest logit.
+
+    Raises:
+        InputError: Logits differ by more than rounding, or an answer is another one.
+    """
+    found, first = [], 0
+    for size in BATCHES:
+        found.append(runner(np.ascontiguousarray(pixels[first : first + size])))
+        first += size
+    logits, wanted = np.concatenate(found), expected[:first]
+    difference = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
+    others = int((logits.argmax(1) != wanted.argmax(1)).sum())
+    if not difference <= ALIKE or others:
+        raise InputError(
+            f"format={form.name}: {form.runtime} gives other answers than the network ({others} of "
+            f"{first} images; logits differ by {difference:.1e} of the largest): nothing was "
+            "written. This is a fault of the exporter or of this package: please report it"
+        )
+    return difference
