@@ -21,7 +21,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mobilenext import program
-from mobilenext.config import HasRun, RuntimeConfig, TrainConfig, is_text, register, typed
+from mobilenext.config import (
+    HasRun,
+    RuntimeConfig,
+    TrainConfig,
+    is_text,
+    is_text_list,
+    register,
+    typed,
+)
 from mobilenext.config.help import command_help
 from mobilenext.config.hints import explained, is_about_the_command
 from mobilenext.errors import InputError, Preempted, UserError
@@ -302,7 +310,11 @@ def _spelled(arguments: list[str], schema: type) -> list[str]:
         key, equals, value = text.partition("=")
         is_override = equals and value and not text.startswith("-")
         if is_override and is_text(schema, key.lstrip("+")):
-            text = f"{key}={_as_text(value, bool(several))}"
+            spelled_value = _as_text(value, bool(several))
+            one_of_a_list = is_text_list(schema, key.lstrip("+")) and value[0] not in "[$"
+            if one_of_a_list and value not in ("null", "???") and not several:
+                spelled_value = f"[{spelled_value}]"
+            text = f"{key}={spelled_value}"
         spelled.append(text)
     return spelled
 

@@ -106,7 +106,8 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
 @pytest.mark.parametrize("job", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
 def test_every_job_composes(job: str) -> None:
     needed = {"evaluate": ["checkpoint=x"], "prepare_imagenet": ["source=x", "output=y"],
-              "compare_curve": ["runs=[x]"], "export": ["checkpoint=x", "output=y"]}  # fmt: skip
+              "compare_curve": ["runs=[x]"], "export": ["checkpoint=x", "output=y"],
+              "predict": ["checkpoint=x", "images=[y]"]}  # fmt: skip
     composed(*needed.get(job, []), job=job)
 
 

@@ -511,3 +511,16 @@ def test_what_a_stored_source_may_not_say(source: dict[str, Any]) -> None:
 def test_a_source_of_the_command_line_is_a_source() -> None:
     with pytest.raises(InputError, match=r"expected a data source of mobilenext\.data"):
         build(TINY, DATA_SOURCES)
+
+
+def test_libraries_are_loaded_outside_of_the_wall() -> None:
+    """In a process that has not loaded them: what they do at their first import is theirs."""
+    program = (
+        "import sys; from mobilenext.config.targets import STORED_NETWORKS, build;"
+        "assert not {'timm', 'torchvision'} & sys.modules.keys();"
+        "build({'_target_': 'mobilenext.models.MobileNetV2'}, STORED_NETWORKS, num_classes=3);"
+        "build({'_target_': 'mobilenext.models.timm_model', 'model_name': 'resnet18'},"
+        " STORED_NETWORKS, num_classes=3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -15,7 +15,15 @@ from mobilenext.config.groups import (
     RuntimeConfig,
 )
 from mobilenext.config.run import HasRun, fingerprint
-from mobilenext.config.schemas import from_plain, is_text, register, to_plain, to_yaml, typed
+from mobilenext.config.schemas import (
+    from_plain,
+    is_text,
+    is_text_list,
+    register,
+    to_plain,
+    to_yaml,
+    typed,
+)
 from mobilenext.config.training import TrainConfig
 
 __all__ = [
@@ -29,6 +37,7 @@ __all__ = [
     "fingerprint",
     "from_plain",
     "is_text",
+    "is_text_list",
     "register",
     "to_plain",
     "to_yaml",

@@ -27,25 +27,26 @@ PATH = {"path": True}
 """Metadata of fields with paths: `~` in front of one is the user's home folder."""
 
 
-def path_field(default: Any = MISSING, positional: bool = False) -> Any:
+def path_field(default: Any = MISSING, positional: bool = False, runs: bool = False) -> Any:
     """A path; `~` in front of it is the user's home folder.
 
     Args:
         default: Its default.
-        positional: Whether it is the command's one argument without a `=`. It then means runs:
-            `latest` in it is the newest, see `with_newest_run`.
+        positional: Whether it is the command's one argument without a `=`.
+        runs: Whether it means a run: `latest` in it is the newest, see `with_newest_run`.
     """
-    return field(default=default, metadata={**PATH, "positional": positional})
+    return field(default=default, metadata={**PATH, "positional": positional, "runs": runs})
 
 
-def path_list(default: Any = None, positional: bool = False) -> Any:
+def path_list(default: Any = None, positional: bool = False, runs: bool = False) -> Any:
     """A list of paths.
 
     Args:
         default: Its default; None: an empty list.
-        positional: Whether it gets the command's arguments without a `=`; see `path_field`.
+        positional: Whether it gets the command's arguments without a `=`.
+        runs: See `path_field`.
     """
-    metadata = {**PATH, "positional": positional}
+    metadata = {**PATH, "positional": positional, "runs": runs}
     if default is MISSING:
         return field(default=default, metadata=metadata)
     return field(default_factory=lambda: list(default or ()), metadata=metadata)

@@ -52,17 +52,27 @@ def is_text(config: type, key: str) -> bool:
         config: The job's dataclass.
         key: Dotted, for instance data.root.
     """
+    return _hint(config, key) in (str, str | None, list[str])
+
+
+def is_text_list(config: type, key: str) -> bool:
+    """Whether a key of a job's config holds a list of texts; see `is_text`."""
+    return _hint(config, key) == list[str]
+
+
+def _hint(config: type, key: str) -> Any:
+    """The type of a key's value; None if there is no such key."""
     schema: Any = config
     hint: Any = schema
     for name in key.split("."):
         if not dataclasses.is_dataclass(schema):
-            return False
+            return None
         item = next((item for item in dataclasses.fields(schema) if item.name == name), None)
         if item is None:
-            return False
+            return None
         hint = get_type_hints(schema)[name]
         schema = item.metadata.get("entries_of", hint)
-    return hint in (str, str | None, list[str])
+    return hint
 
 
 def typed(config: DictConfig) -> Any:
@@ -109,7 +119,7 @@ def _with_whole_paths(config: Any) -> Any:
         elif item.metadata.get("path") and value:
             paths = [value] if isinstance(value, str) else value
             whole = [os.path.expanduser(path) for path in paths]
-            if item.metadata.get("positional"):
+            if item.metadata.get("runs"):
                 whole = [with_newest_run(path) for path in whole]
             setattr(config, item.name, whole[0] if isinstance(value, str) else whole)
     return config

@@ -197,8 +197,20 @@ def build(node: dict[str, Any], table: Table = COMMAND_LINE, **arguments: Any) -
         return _build(node, table, arguments)
     check_plain(node, "the arguments of a network")
     _check_bounds(node)
+    _load_targets(node, table)
     with confined() if table.confined else nullcontext():
         return _build(node, table, arguments)
+
+
+def _load_targets(value: Any, table: Table) -> None:
+    """Load the libraries that a node's targets lie in: what a first import does is not confined."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            _find(str(value["_target_"]), table)
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            _load_targets(item, table)
 
 
 def _build(node: dict[str, Any], table: Table, arguments: dict[str, Any]) -> Any:

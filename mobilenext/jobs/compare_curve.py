@@ -30,7 +30,7 @@ from mobilenext.training.run_folder import RunFolder
 class CompareCurveConfig:
     """Job `compare_curve`."""
 
-    runs: list[str] = path_list(MISSING, positional=True)
+    runs: list[str] = path_list(MISSING, positional=True, runs=True)
     """Run folders, finished or not."""
     output: str | None = path_field(None)
     """CSV file that gets the points; null: only printed."""

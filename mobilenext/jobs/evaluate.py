@@ -22,7 +22,7 @@ from mobilenext.config.fields import MISSING, check, machine_only, path_field
 from mobilenext.config.run import absolute
 from mobilenext.data import ImageData, Loader, evaluated_indices, relative_name
 from mobilenext.errors import InputError
-from mobilenext.files import check_output_file, printable, writable, write_whole
+from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.metrics.classification import Observer, score
 from mobilenext.metrics.predictions import (
     MOST_CLASSES,
@@ -32,12 +32,13 @@ from mobilenext.metrics.predictions import (
 )
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.provenance import provenance
-from mobilenext.tables import Table, to_csv
+from mobilenext.tables import to_csv
 from mobilenext.tables.confusion import (
     lines_of,
     matrix_files,
     mean_class_top1,
 )
+from mobilenext.tables.predictions import predictions_table
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights, weights_path
@@ -50,7 +51,7 @@ ADDED_LATER = ("val_folder", "val_share")
 class EvaluateConfig(HasRun):
     """Job `evaluate`."""
 
-    checkpoint: str = path_field(positional=True)
+    checkpoint: str = path_field(positional=True, runs=True)
     """A run folder (runs/latest is the newest), or its .pt checkpoint or .safetensors file."""
     name: str = "evaluate"
     output_dir: str = machine_only("runs", path=True)
@@ -193,21 +194,14 @@ def _predict(
 
 def _write_predictions(path: Path, predicted: Predicted, images: ImageData) -> None:
     """Write the table of `predictions`: image, class, and the classes that it was taken for."""
-    names = list(map(printable, images.classes))
-    labels = images.val.targets(predicted.indices).tolist()
-    ranks = ["", *(f"_{rank}" for rank in range(2, 1 + predicted.classes.shape[1]))]
-    columns = [f"{what}{rank}" for rank in ranks for what in ("predicted", "probability")]
-    rows = []
-    for index, label, classes, probabilities in zip(
-        predicted.indices.tolist(),
-        labels,
-        predicted.classes.tolist(),
-        np.char.mod("%.6g", predicted.probabilities).tolist(),
-        strict=True,
-    ):
-        ranking = zip(map(names.__getitem__, classes), probabilities, strict=True)
-        image = printable(relative_name(images.val, index))
-        rows.append((image, names[label], *(cell for pair in ranking for cell in pair)))
-    table = Table("predictions", "", ("image", "class", *columns), tuple(rows))
+    names = [relative_name(images.val, index) for index in predicted.indices.tolist()]
+    labels = images.val.targets(predicted.indices).numpy()
+    classes = np.array(images.classes, dtype=object)
+    table = predictions_table(
+        names,
+        classes[labels].tolist(),
+        classes[predicted.classes].tolist(),
+        predicted.probabilities.tolist(),
+    )
     with writable(f"predictions={path}"):
         write_whole(path, to_csv(table))

@@ -48,7 +48,7 @@ from mobilenext.training.weights_files import weights_path
 class ExportConfig:
     """Job `export`."""
 
-    checkpoint: str = path_field(positional=True)
+    checkpoint: str = path_field(positional=True, runs=True)
     """A run folder (runs/latest is the newest), or its .pt checkpoint or .safetensors file."""
     output: str = path_field()
     """Folder for the files; new, empty, or one that the job has written before."""

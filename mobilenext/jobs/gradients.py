@@ -63,7 +63,7 @@ class GradientsConfig(HasRun):
     """By label: `_target_` and arguments of a network, all but `num_classes`."""
     models: list[str] = field(default_factory=list)
     """Labels of those to measure at initialisation."""
-    runs: list[str] = path_list(positional=True)
+    runs: list[str] = path_list(positional=True, runs=True)
     """Trained networks to measure as well: run folders, or files as `evaluate` takes them."""
     weights: str = "best.pt"
     """What to take of run folders: best.pt, last.pt or model.safetensors."""

@@ -17,7 +17,7 @@ from mobilenext.training.progress import say
 class ReportConfig:
     """Job `report`."""
 
-    runs: list[str] = path_list(positional=True)
+    runs: list[str] = path_list(positional=True, runs=True)
     """Run folders, of evaluations as well, folders with run folders, or result.json files; none:
     the results that came with the source."""
     output: str = path_field("report.html")

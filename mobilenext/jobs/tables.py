@@ -29,7 +29,7 @@ from mobilenext.training.progress import say
 class TablesConfig:
     """Job `tables`."""
 
-    runs: list[str] = path_list(positional=True)
+    runs: list[str] = path_list(positional=True, runs=True)
     """Run folders, folders with run folders, or result.json files; none: the results that came with
     the source."""
     paper: bool = False
