@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+from mobilenext.runtime.cgroups import CGROUPS, MEMBERSHIP, own_groups
+
 TASKS = Path("/proc/self/task")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -118,40 +119,13 @@ class Competition:
 def cpu_quotas(
     cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP
 ) -> tuple[tuple[str, float], ...]:
-    """The CPU quotas of this process's control groups, of versions 1 and 2, its ancestors' too.
-
-    Args:
-        cgroups: Where the groups are mounted.
-        membership: The kernel's list of the process's groups.
-    """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return ()
-    found: dict[str, float] = {}
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mounted in _mounts(cgroups, controllers):
-            for group in _with_ancestors(mounted, path):
-                quota = _quota(group)
-                if quota is not None:
-                    # Containers call different groups by the same path.
-                    found[f"{socket.gethostname()}:{group}"] = quota
-    return tuple(sorted(found.items()))
-
-
-def _mounts(cgroups: Path, controllers: str) -> list[Path]:
-    if not controllers:  # version 2, perhaps beside version 1
-        return [cgroups, cgroups / "unified"]
-    return [cgroups / controllers, cgroups / "cpu"]
-
-
-def _with_ancestors(mounted: Path, path: str) -> list[Path]:
-    """A group's folder and those above it; in a container its own group is mounted as the root."""
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    return [mounted.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    """The CPU quotas of this process's control groups; see `cgroups.own_groups`."""
+    quotas = {group: _quota(group) for group in own_groups("cpu", cgroups, membership)}
+    # Containers call different groups by the same path.
+    host = socket.gethostname()
+    return tuple(
+        sorted((f"{host}:{group}", quota) for group, quota in quotas.items() if quota is not None)
+    )
 
 
 def _quota(group: Path) -> float | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from mobilenext.runtime.cgroups import CGROUPS, MEMBERSHIP, own_groups
+
 MEMORY_INFO = Path("/proc/meminfo")
-CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt (malloc.h)."""
 LARGEST_INT = 2**31 - 1
@@ -16,12 +17,16 @@ LARGEST_INT = 2**31 - 1
 _kept = False
 
 
-def available_bytes(device: torch.device) -> int | None:
+def available_bytes(
+    device: torch.device, cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP
+) -> int | None:
     """Bytes that this process can still use on a device; None: the system does not say.
 
     Args:
-        device: A CUDA device, or the CPU: then this process's share of what the machine and, in a
-            container, its control group (version 2) leave.
+        device: A CUDA device, or the CPU: then this process's share of what the machine and its
+            control groups leave, a container's for instance.
+        cgroups: See `cgroups.own_groups`.
+        membership: See `cgroups.own_groups`.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -33,13 +38,30 @@ def available_bytes(device: torch.device) -> int | None:
         found = 1024 * int(entries["MemAvailable"])
     except (OSError, LookupError, ValueError):
         return None
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
-        found = max(0, min(found, limit - used))
-    except (OSError, ValueError):  # no limit ("max"), or no such group
-        pass
+    for group in own_groups("memory", cgroups, membership):
+        left = _left_in(group)
+        found = found if left is None else min(found, left)
     return found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _left_in(group: Path) -> int | None:
+    """Bytes that a control group may still use; None: it has no limit, or there is no such group.
+
+    What it uses includes files that the kernel keeps in memory, a data set that was read for
+    instance: those go when memory is needed.
+    """
+    for names in (("memory.max", "memory.current"),
+                  ("memory.limit_in_bytes", "memory.usage_in_bytes")):  # fmt: skip
+        try:
+            limit, used = (int((group / name).read_text()) for name in names)
+            lines = (group / "memory.stat").read_text().splitlines()
+            stat = {key: int(value) for key, value in map(str.split, lines)}
+            old = "total_" if "total_inactive_file" in stat else ""
+            files = stat.get(f"{old}inactive_file", 0) + stat.get(f"{old}active_file", 0)
+            return max(0, limit - max(0, used - files))
+        except (OSError, ValueError):  # "max", or other names
+            continue
+    return None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -45,20 +45,43 @@ def test_freed_memory_is_kept_until_it_is_returned() -> None:
     assert int(faults) > 10_000
 
 
+V2, V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
 @pytest.mark.parametrize(
-    ("limit", "used", "expected"), [("max", "0", 8_192_000), ("5000000", "1000000", 4_000_000)]
-)
+    ("membership", "groups", "expected"),
+    [
+        ("0::/", {"": (V2, "max", 0, "")}, 8_192_000),
+        ("0::/", {"": (V2, "5000000", 1_000_000, "")}, 4_000_000),
+        ("0::/", {"": (V2, "5000000", 6_000_000, "")}, 0),
+        # what is kept of files goes when memory is needed
+        ("0::/", {"": (V2, "5000000", 4_900_000, "inactive_file 3000000\nactive_file 900000")},
+         4_000_000),
+        # the process's own group, below one that allows less
+        ("0::/slurm/job", {"slurm/job": (V2, "7000000", 0, ""), "slurm": (V2, "6000000", 0, "")},
+         6_000_000),
+        ("4:memory:/docker/x\n1:cpu:/", {"memory/docker/x": (
+            V1, "5000000", 3_000_000, "inactive_file 1\ntotal_inactive_file 1000000\n"
+            "total_active_file 500000")}, 3_500_000),
+        ("4:memory:/", {"memory": (V1, "9223372036854771712", 3_000_000, "")}, 8_192_000),
+        ("4:memory:/", {}, 8_192_000),
+    ],
+)  # fmt: skip
 def test_available_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, used: str, expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, groups: dict, expected: int
 ) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 16000 kB\nMemAvailable:    8000 kB\n")
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "self").write_text(f"{membership}\n")
+    for name, (files, limit, used, stat) in groups.items():
+        folder = tmp_path / "cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in zip((*files, "memory.stat"), (limit, used, stat), strict=True):
+            (folder / file).write_text(f"{text}\n" if text != "" else "")
     monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert memory.available_bytes(CPU) == expected
+    places = tmp_path / "cgroup", tmp_path / "self"
+    assert memory.available_bytes(CPU, *places) == expected
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert memory.available_bytes(CPU) == expected // 2
+    assert memory.available_bytes(CPU, *places) == expected // 2
 
 
 def test_a_system_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
