@@ -125,7 +125,7 @@ def reason(error: Exception, data: bytes | memoryview) -> str:
     if isinstance(error, UnsupportedPixelsError):
         return f"could not use it: {error}"
     if isinstance(error, PIL.UnidentifiedImageError):
-        return f"but its content is in none of the formats that are read ({', '.join(FORMATS)})"
+        return f"could not decode it: damaged, or in no format that is read ({', '.join(FORMATS)})"
     return f"could not decode it ({type(error).__name__}: {error})"
 
 

@@ -92,8 +92,9 @@ class WideBlock(nn.Module):
         out = self.drop_path(out)
         if k == self.out_channels:
             return x + out
-        if self.shortcut_mask is not None:
-            return torch.addcmul(out, x, self.shortcut_mask)
+        mask = self.shortcut_mask  # by a name: TorchScript knows then that it is there
+        if mask is not None:
+            return torch.addcmul(out, x, mask)
         # Not `out[:, :k] += x[:, :k]`: in-place slices break export and quantisation.
         return torch.cat((x[:, :k] + out[:, :k], out[:, k:]), dim=1)
 

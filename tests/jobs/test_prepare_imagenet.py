@@ -216,7 +216,7 @@ def odd(development_data: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of bad EXIF
 def test_odd_files_are_kept_and_named(odd: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"odd/.*could not decode it .*add on_bad_image=skip"):
+    with pytest.raises(InputError, match=r"odd/.*could not decode it.*add on_bad_image=skip"):
         prepare(odd, tmp_path / "error")
     kept = prepare(odd, tmp_path / "keep", on_bad_image="keep")["train"]
     skipped = prepare(odd, tmp_path / "skip", on_bad_image="skip")["train"]
