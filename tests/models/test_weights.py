@@ -155,16 +155,17 @@ def test_files_without_counters_of_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    "theirs",
+    "make",
     [
-        MobileNetV2(0.35, num_classes=7),
-        torchvision.models.mobilenet_v2(width_mult=0.35, num_classes=7),
-        timm.create_model("mobilenetv2_035", num_classes=7),
-        timm.create_model("mobilenetv2_035", num_classes=0),
+        lambda: MobileNetV2(0.35, num_classes=7),
+        lambda: torchvision.models.mobilenet_v2(width_mult=0.35, num_classes=7),
+        lambda: timm.create_model("mobilenetv2_035", num_classes=7),
+        lambda: timm.create_model("mobilenetv2_035", num_classes=0),
     ],
     ids=["ours", "torchvision's", "timm's", "timm's without one"],
 )
-def test_a_classifier_for_other_classes_is_left_out(theirs: nn.Module) -> None:
+def test_a_classifier_for_other_classes_is_left_out(make: Callable[[], nn.Module]) -> None:
+    theirs = make()
     network = MobileNetV2(0.35, num_classes=10)
     fitted = fit_weights(theirs.state_dict(), network)
     assert fitted.classifier_left_out

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,21 +71,23 @@ def test_frozen_layers_have_no_group() -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "layers"),
+    ("make", "layers"),
     [
-        (MobileNetV2(0.35), {"features.0.0.weight": 0, "features.7.conv.0.0.weight": 7,
+        (lambda: MobileNetV2(0.35), {"features.0.0.weight": 0, "features.7.conv.0.0.weight": 7,
                              "features.18.1.bias": 18, "classifier.1.weight": 19}),
-        (EfficientNet(), {"bn1.weight": 0, "blocks.0.0.conv_dw.weight": 1,
+        (EfficientNet, {"bn1.weight": 0, "blocks.0.0.conv_dw.weight": 1,
                           "blocks.1.1.conv_pw.weight": 3, "conv_head.weight": 16,
                           "classifier.bias": 17}),
-        (timm.create_model("mobilenetv2_100"), {"conv_stem.weight": 0, "classifier.bias": 18}),
-        (torchvision.models.resnet18(), {"conv1.weight": 0, "layer1.0.conv1.weight": 2,
+        (lambda: timm.create_model("mobilenetv2_100"),
+         {"conv_stem.weight": 0, "classifier.bias": 18}),
+        (torchvision.models.resnet18, {"conv1.weight": 0, "layer1.0.conv1.weight": 2,
                                          "layer1.1.bn2.bias": 3, "fc.weight": 10}),
-        (torchvision.models.vit_b_16(), {"conv_proj.weight": 1, "heads.head.bias": 3}),
+        (torchvision.models.vit_b_16, {"conv_proj.weight": 1, "heads.head.bias": 3}),
     ],
     ids=["ours, torchvision's layers", "ours", "timm's", "torchvision's", "a transformer"],
 )  # fmt: skip
-def test_layers_of_a_network(network: nn.Module, layers: dict[str, int]) -> None:
+def test_layers_of_a_network(make: Callable[[], nn.Module], layers: dict[str, int]) -> None:
+    network = make()
     found = layer_numbers(network)
     assert found.keys() == dict(network.named_parameters()).keys()
     for name, number in layers.items():
