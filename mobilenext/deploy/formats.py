@@ -152,12 +152,16 @@ def _write_torch(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
 
 
 def _load_torch(path: Path, threads: int) -> Runner:
-    torch.set_num_threads(threads)
     network = torch.export.load(path).module()
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.no_grad():
+                return network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+        finally:
+            torch.set_num_threads(before)
 
     return run
 

@@ -91,7 +91,9 @@ def test_a_file_gives_the_networks_answers(
     runner = load(written(name), 1)
     expected = logits_of(half, pixels)
     assert check_answers(form, runner, expected, pixels) <= 1e-5
-    assert runner(pixels[:1]).shape == (1, 10)
+    threads = torch.get_num_threads()
+    assert load(written(name), threads + 1)(pixels[:1]).shape == (1, 10)
+    assert torch.get_num_threads() == threads, "it is the whole process's"
     with pytest.raises(InputError, match=f"format={name}: .* gives other answers"):
         check_answers(form, runner, expected[::-1], pixels)
 
