@@ -239,7 +239,9 @@ def test_the_home_folder_is_meant_in_all_paths(
     assert json.loads(evaluated.read_text())["checkpoint"].endswith(f"{result.parent.name}/best.pt")
 
 
-def test_latest_is_the_run_that_was_used_last(tmp_path: Path) -> None:
+def test_latest_is_the_run_that_was_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = tmp_path / "runs"
     for age, name in enumerate(("a/1", "b/2", "a/3")):
         (runs / name).mkdir(parents=True)
@@ -260,6 +262,10 @@ def test_latest_is_the_run_that_was_used_last(tmp_path: Path) -> None:
     assert there == f"{runs}/latest", "what has that name is meant"
     with pytest.raises(InputError, match=r"init_from=.*: expected a run that stays the same"):
         composed(f"init_from={runs}/b/latest")
+    (runs / "latest" / "w.pt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = composed('init_from="~/runs/latest/w.pt"').init_from
+    assert given == f"{runs}/latest/w.pt", "what has that name is meant, in the home folder too"
 
 
 def test_names_that_are_no_text_and_terminals_that_know_little(

@@ -203,6 +203,9 @@ def pictures_of(data: DataConfig, count: int) -> tuple[np.ndarray, str]:
     Returns:
         uint8 (count, eval_size, eval_size, 3), transformed as in evaluation, and what they are, in
         words.
+
+    Raises:
+        InputError: None of them can be read.
     """
     transform = evaluation_transform(data)
     what = f"validation images of {printable(data.name)}"

@@ -97,7 +97,7 @@ class TrainConfig(HasRun):
         check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
         check(
-            self.init_from is None or os.path.exists(self.init_from)
+            self.init_from is None or os.path.exists(absolute(self.init_from))
             or LATEST not in Path(self.init_from).parts,
             "init_from",
             "a run that stays the same, runs/NAME/HASH; this command's own run would be the latest",

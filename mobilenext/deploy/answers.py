@@ -75,9 +75,9 @@ def to_json(answers: Sequence[Answer]) -> str:
 
 
 def sheet(answers: Sequence[Answer], title: str, notes: Sequence[str]) -> str:
-    """A page of pictures with their answers, wrong ones first; it needs no other file.
+    """A page of pictures with their answers; it needs no other file.
 
-    Within wrong and right ones, what the network is least sure of comes first.
+    Wrong ones come first, from the surest answer on; then the others, from the least sure on.
 
     Args:
         answers: Those with a thumbnail are shown.

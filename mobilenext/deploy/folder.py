@@ -1,14 +1,9 @@
-"""The folder that an export leaves: free before, whole afterwards."""
+"""The folder that an export leaves."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenext.files import check_output_folder, writable, write_whole
-
-
-def check_output(output: Path, names: Sequence[str]) -> None:
-    """Raise `InputError` unless a path is free, or a folder with files of these names only."""
-    check_output_folder("output", output, names)
+from mobilenext.files import writable, write_whole
 
 
 def publish(staged: Path, output: Path, names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from mobilenext.assembly.trained import (
 )
 from mobilenext.config.fields import check, check_choice, path_field
 from mobilenext.deploy import classify
-from mobilenext.deploy.folder import check_output, publish
+from mobilenext.deploy.folder import publish
 from mobilenext.deploy.formats import (
     BATCHES,
     FORMATS,
@@ -38,7 +38,7 @@ from mobilenext.deploy.hub.timm_entry import (
 from mobilenext.deploy.hub.trained import Trained, read_trained, weights_file
 from mobilenext.deploy.hub.upload import CARD, CONFIG, FILES, WEIGHTS, push
 from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
-from mobilenext.files import printable
+from mobilenext.files import check_output_folder, printable
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.progress import say
 from mobilenext.training.weights_files import weights_path
@@ -104,7 +104,7 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
 
 def _export_for_the_hub(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output)
-    check_output(output, FILES)
+    check_output_folder("output", output, FILES)
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     node, image_size = trained.model["network"], trained.data.eval_size
     refuse_nested(node, trained.path)
@@ -132,7 +132,7 @@ def _export_for_the_hub(config: ExportConfig) -> dict[str, Any]:
 
 def _export_file(config: ExportConfig, form: Format, process: Process) -> dict[str, Any]:
     output = Path(config.output)
-    check_output(output, FILE_NAMES)
+    check_output_folder("output", output, FILE_NAMES)
     check_packages(form, f"format={form.name}")
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     data = evaluation_data(trained.data.plain, {})

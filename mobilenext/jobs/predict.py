@@ -140,7 +140,8 @@ def _answers(
             ]
             if not sound:
                 continue
-            probabilities = _softmax(network.logits(np.stack([pixels for _, pixels, _ in sound])))
+            logits = network.logits(np.stack([pixels for _, pixels, _ in sound]))
+            probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
             ranking = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
             for (path, _, small), row, order in zip(
                 sound, probabilities.tolist(), ranking.tolist(), strict=True
@@ -221,11 +222,6 @@ def _read(path: Path, transform: EvalTransform) -> tuple[np.ndarray, bytes] | st
         return transform(image).numpy(), thumbnail(image)
     except (InputError, OSError) as error:
         return str(error)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shares = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _summary(count: int, known: int, right: int, unreadable: int) -> str:
