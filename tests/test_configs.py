@@ -107,7 +107,8 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
 def test_every_job_composes(job: str) -> None:
     needed = {"evaluate": ["checkpoint=x"], "prepare_imagenet": ["source=x", "output=y"],
               "compare_curve": ["runs=[x]"], "export": ["checkpoint=x", "output=y"],
-              "predict": ["checkpoint=x", "images=[y]"]}  # fmt: skip
+              "predict": ["checkpoint=x", "images=[y]"],
+              "quantize": ["checkpoint=x", "output=y"]}  # fmt: skip
     composed(*needed.get(job, []), job=job)
 
 

@@ -21,6 +21,9 @@ from mobilenext.errors import InputError
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.unreadable import Loaders
 
+GENTLE_CROPS = (0.35, 1.0)
+"""Range of a crop's share of an image's area, as in configs/augment/gentle.yaml."""
+
 
 @contextmanager
 def class_loaders(config: TrainConfig, images: ImageData, process: Process) -> Iterator[Loaders]:
@@ -69,6 +72,22 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
             f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
         )
     return loader
+
+
+def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: Process) -> Loader:
+    """Training images as evaluation sees them but for gentle crops and flips.
+
+    Raises:
+        InputError: The split has fewer images than a batch, or the decoder is not to be had.
+    """
+    transform = train_transform(
+        data.eval_size, crop_scale=GENTLE_CROPS, interpolation=data.eval_interpolation,
+        mean=data.mean,
+    )  # fmt: skip
+    return train_loader(
+        images.train, transform, seed=seed, global_batch_size=data.global_batch_size,
+        **_loading(data, process),
+    )  # fmt: skip
 
 
 def even_micro_batch(share: int, most: int) -> int:

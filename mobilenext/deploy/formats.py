@@ -1,12 +1,7 @@
 """A network as a file of another runtime: written, and loaded again to be run."""
 
-import contextlib
 import importlib
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +12,7 @@ from torch import nn
 
 from mobilenext.deploy.graph import FromPixels, prepared
 from mobilenext.deploy.preprocessing import Preprocessing
+from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 
@@ -35,6 +31,7 @@ class Format:
         file: The file's name in an exported folder.
         runtime: What runs it, in words.
         packages: Those that it needs beside torch; the extra of its name has them.
+        runs_in: The package of its runtime.
         folded: See `graph.prepared`.
         masked: See `graph.prepared`.
         any_batch: Whether a file takes batches of any size; else one image at a time.
@@ -46,6 +43,7 @@ class Format:
     file: str
     runtime: str
     packages: tuple[str, ...]
+    runs_in: str
     folded: bool
     masked: bool
     any_batch: bool
@@ -62,38 +60,13 @@ def check_packages(form: Format, what: str) -> None:
     """
     for package in form.packages:
         try:
-            with _quiet():
+            with quietly():
                 importlib.import_module(package)
         except ModuleNotFoundError as error:
             raise InputError(
                 f"{what} needs {error.name}, which is not installed: pip install "
                 f"'mobilenext[{form.name}]' (in a checkout pip install -e '.[{form.name}]')"
             ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters and runtimes tell what they do by warnings, log records and prints, also in C."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in (1, 2):
-            os.dup2(nowhere, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, before in zip((1, 2), kept, strict=True):
-            os.dup2(before, number)
-            os.close(before)
-        os.close(nowhere)
-        logging.disable(level)
 
 
 def _batch() -> Any:
@@ -106,6 +79,8 @@ def _write_onnx(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
         input_names=["pixels"], output_names=["logits"], verbose=False,
     )  # fmt: skip
     assert program is not None
+    for node in program.model.graph:  # a third of the file of a small network
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     program.save(path)
 
 
@@ -171,16 +146,18 @@ FORMATS = {
     for form in (
         Format(
             "onnx", "model.onnx", "ONNX Runtime", ("onnx", "onnxscript", "onnxruntime"),
-            folded=True, masked=True, any_batch=True, write=_write_onnx, load=_load_onnx,
+            runs_in="onnxruntime", folded=True, masked=True, any_batch=True, write=_write_onnx,
+            load=_load_onnx,
         ),
         Format(
             "executorch", "model.pte", "ExecuTorch (XNNPACK)", ("executorch", "torchao"),
-            folded=True, masked=False, any_batch=False, write=_write_executorch,
-            load=_load_executorch,
+            runs_in="executorch", folded=True, masked=False, any_batch=False,
+            write=_write_executorch, load=_load_executorch,
         ),
         Format(
             "torch", "model.pt2", "torch.export", (),
-            folded=False, masked=True, any_batch=True, write=_write_torch, load=_load_torch,
+            runs_in="torch", folded=False, masked=True, any_batch=True, write=_write_torch,
+            load=_load_torch,
         ),
     )
 }  # fmt: skip
@@ -207,8 +184,23 @@ def write(
     check_packages(form, f"format={form.name}")
     ready = prepared(network, preprocessing.image_size, form.folded, form.masked)
     whole = FromPixels(ready, preprocessing.mean, preprocessing.std).eval()
+    write_as_it_is(form, whole, pixels, path)
+
+
+def write_as_it_is(form: Format, whole: nn.Module, pixels: np.ndarray, path: Path) -> None:
+    """Write what takes pixels as a file of a runtime; see `write`.
+
+    Args:
+        form: The kind of file.
+        whole: Maps pixels to logits; on the CPU.
+        pixels: At least two images, uint8 (N, 3, H, W).
+        path: The file.
+
+    Raises:
+        InputError: It can't be exported.
+    """
     try:
-        with _quiet(), torch.no_grad():
+        with quietly(), torch.no_grad():
             form.write(whole, torch.from_numpy(pixels), path)
     except Exception as error:  # exporters raise anything
         raise InputError(
@@ -229,7 +221,7 @@ def load(path: Path, threads: int) -> Runner:
     form = BY_SUFFIX[path.suffix]
     check_packages(form, printable(path))
     try:
-        with _quiet():
+        with quietly():
             return form.load(path, threads)
     except Exception as error:  # runtimes raise anything
         raise InputError(

@@ -41,13 +41,15 @@ def git_commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # mobilenext itself, run from an uninstalled checkout
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
+
+
+def version_of(package: str) -> str:
+    """A package's version, or `not installed`, as is mobilenext itself in a mere checkout."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(process: Process) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def hardware(process: Process) -> dict[str, Any]:
         "device": process.device.type,
         "accelerator": accelerator,
         "processes": process.world_size,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "threads_per_process": torch.get_num_threads(),
         "freed_memory": "kept" if keeps_freed_memory() else "as the C library has it",
@@ -67,7 +69,8 @@ def hardware(process: Process) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system calls it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -41,6 +41,10 @@ IN_RUNS = ("best.pt", "model.safetensors")
 """Files of a run folder that stand for its network, the first one that is there."""
 
 
+EXPORTED = (".onnx", ".pte", ".pt2")
+"""Suffixes of what scripts/export.py and scripts/quantize.py write."""
+
+
 def weights_path(given: Path, names: Sequence[str] = IN_RUNS) -> Path:
     """The file with weights that a path means: itself, or a file of the run folder that it is.
 
@@ -49,9 +53,14 @@ def weights_path(given: Path, names: Sequence[str] = IN_RUNS) -> Path:
         names: What to take of a run folder; the first that it has.
 
     Raises:
-        InputError: It is a folder that has none of them.
+        InputError: It is a folder that has none of them, or an exported network.
     """
     if not given.is_dir():
+        if given.suffix in EXPORTED:
+            raise InputError(
+                f"{printable(given)}: expected a checkpoint or weights of training, got a network "
+                "that was exported from them: give that run's folder or its best.pt"
+            )
         return given
     for name in names:
         if (given / name).is_file():

@@ -1,0 +1,1 @@
+"""Networks at 8 bits after training."""
