@@ -27,6 +27,7 @@ from mobilenext.config import (
     TrainConfig,
     is_text,
     is_text_list,
+    is_word_list,
     register,
     typed,
 )
@@ -313,7 +314,8 @@ def _spelled(arguments: list[str], schema: type) -> list[str]:
             spelled_value = _as_text(value, bool(several))
             one_of_a_list = is_text_list(schema, key.lstrip("+")) and value[0] not in "[$"
             if one_of_a_list and value not in ("null", "???") and not several:
-                spelled_value = f"[{spelled_value}]"
+                in_words = is_word_list(schema, key.lstrip("+"))
+                spelled_value = _as_text(f"[{value}]", False) if in_words else f"[{spelled_value}]"
             text = f"{key}={spelled_value}"
         spelled.append(text)
     return spelled

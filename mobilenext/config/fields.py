@@ -1,5 +1,6 @@
 """Fields of configs, and the checks that their dataclasses share."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from fractions import Fraction
 from typing import Any
@@ -50,6 +51,13 @@ def path_list(default: Any = None, positional: bool = False, runs: bool = False)
     if default is MISSING:
         return field(default=default, metadata=metadata)
     return field(default_factory=lambda: list(default or ()), metadata=metadata)
+
+
+def parse_numbers(value: Any) -> Any:
+    """`parse_number`, of a list each: some jobs take several multipliers."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [parse_number(one) for one in value]
+    return parse_number(value)
 
 
 def parse_number(value: Any) -> float:

@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mobilenext.config.fields import parse_number
+from mobilenext.config.fields import parse_numbers
 from mobilenext.config.run import with_newest_run
 from mobilenext.errors import InputError, UserError
 from mobilenext.plain import check_plain
@@ -29,7 +29,7 @@ def register(schema: type) -> None:
     for one in schema.__mro__:
         if dataclasses.is_dataclass(one):
             ConfigStore.instance().store(name=schema_name(one), node=_schema_node(one))
-    OmegaConf.register_new_resolver("number", parse_number, replace=True)
+    OmegaConf.register_new_resolver("number", parse_numbers, replace=True)
 
 
 def _schema_node(schema: type) -> DictConfig:
@@ -58,6 +58,12 @@ def is_text(config: type, key: str) -> bool:
 def is_text_list(config: type, key: str) -> bool:
     """Whether a key of a job's config holds a list of texts; see `is_text`."""
     return _hint(config, key) == list[str]
+
+
+def is_word_list(config: type, key: str) -> bool:
+    """Whether a key holds a list of words, which commas separate, and not of paths."""
+    item = next((item for item in dataclasses.fields(config) if item.name == key), None)
+    return is_text_list(config, key) and item is not None and not item.metadata.get("path")
 
 
 def _hint(config: type, key: str) -> Any:

@@ -17,6 +17,8 @@ from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 
 MOST_BATCH = 1024
+MODULES = "pkg.torch.onnx.name_scopes"
+"""Key of an ONNX node's metadata: the modules that it comes from."""
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """Maps pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
@@ -79,8 +81,13 @@ def _write_onnx(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
         input_names=["pixels"], output_names=["logits"], verbose=False,
     )  # fmt: skip
     assert program is not None
-    for node in program.model.graph:  # a third of the file of a small network
-        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    for (
+        node
+    ) in program.model.graph:  # a third of a small network's file, with paths of this machine
+        module = node.metadata_props.get(MODULES)
+        node.metadata_props.clear()
+        if module is not None:
+            node.metadata_props[MODULES] = module
     program.save(path)
 
 

@@ -75,7 +75,7 @@ def groups_of(node: Node) -> int:
     """Groups of a convolution; 1 for a linear layer."""
     if node.target is aten.linear.default:
         return 1
-    arguments: Any = node.args
+    arguments: list[Any] = [*node.args]
     return int(arguments[6]) if len(arguments) > 6 else 1
 
 
@@ -120,15 +120,15 @@ def tensor_of(graph: GraphModule, node: Any) -> Tensor:
 
 def bias_of(graph: GraphModule, node: Node) -> Tensor:
     """The bias of a convolution or linear layer; one of zeros is added where it has none."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    if isinstance(bias, Node):
-        return tensor_of(graph, bias)
-    weight = tensor_of(graph, node.args[1])
+    arguments: list[Any] = [*node.args]
+    if len(arguments) > 2 and arguments[2] is not None:
+        return tensor_of(graph, arguments[2])
+    weight = tensor_of(graph, arguments[1])
     name = f"{node.name}_bias"
     graph.register_parameter(name, nn.Parameter(weight.new_zeros(len(weight))))
     with graph.graph.inserting_before(node):
         added = graph.graph.get_attr(name)
-    if len(node.args) > 2:
+    if len(arguments) > 2:
         node.update_arg(2, added)
     else:
         node.insert_arg(2, added)

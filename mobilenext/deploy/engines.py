@@ -1,0 +1,111 @@
+"""What runs a network: a callable for each engine, from pixels to logits."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobilenext.deploy.formats import BY_SUFFIX, FORMATS, load, write_as_it_is
+from mobilenext.deploy.graph import FromPixels, prepared
+from mobilenext.models.sandglass import WideBlock
+
+ENGINES = ("eager", "compile", "onnxruntime", "executorch")
+FORMAT_OF = {"onnxruntime": "onnx", "executorch": "executorch"}
+"""Engines that run a file, and the format's name."""
+ENGINE_OF = {FORMATS[name].file: engine for engine, name in FORMAT_OF.items()}
+SUFFIXES = {Path(file).suffix: engine for file, engine in ENGINE_OF.items()}
+"""Engines by the suffixes of the files that they run."""
+MEAN = STD = (0.5, 0.5, 0.5)
+"""Of networks with random weights; any values take the same time."""
+
+
+def for_engine(
+    network: nn.Module, engine: str, image_size: int, device: torch.device
+) -> FromPixels:
+    """A network, normalisation inside, in the form that is best for an engine.
+
+    Partial shortcuts are slices and a concatenation in eager mode and ExecuTorch, masked additions
+    for torch.compile and ONNX Runtime (see `mask_shortcuts`). Batch norms are folded but in eager
+    mode, which times the network as it is trained and evaluated.
+
+    Args:
+        network: Takes normalised images; on the CPU, in evaluation mode.
+        engine: One of `ENGINES`.
+        image_size: Height and width of its images, in pixels.
+        device: Where eager mode and torch.compile compute.
+    """
+    if engine == "eager":
+        ready = copy.deepcopy(network).eval()
+    else:
+        masked = engine in ("compile", "onnxruntime")
+        ready = prepared(network, image_size, folded=True, masked=masked)
+    whole = FromPixels(ready, MEAN, STD).eval()
+    if engine in ("eager", "compile"):
+        whole.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return whole
+
+
+def without_shortcuts(network: nn.Module) -> nn.Module | None:
+    """A copy whose wide blocks have no shortcut; None: it has none that could be left out.
+
+    What it saves is the most that any identity tensor multiplier could.
+    """
+    bare = copy.deepcopy(network)
+    blocks = [one for one in bare.modules() if isinstance(one, WideBlock) and one.residual]
+    for block in blocks:
+        block.residual, block.identity_channels = False, 0
+    return bare if blocks else None
+
+
+def running(
+    engine: str, source: FromPixels | Path, pixels: torch.Tensor, threads: int
+) -> Callable[[], object]:
+    """A function that runs a network once on a batch of pixels.
+
+    Args:
+        engine: One of `ENGINES`.
+        source: The network of `for_engine`, or the file that the engine runs.
+        pixels: uint8 (N, 3, H, W), on the device of eager mode and torch.compile.
+        threads: Of engines that run a file; torch's are set for the whole process.
+
+    Raises:
+        InputError: A package is missing, or the runtime does not take the file.
+    """
+    if isinstance(source, Path):
+        runner, images = load(source, threads), pixels.cpu().numpy()
+        return lambda: runner(images)
+    network: Callable[[torch.Tensor], object] = source
+    if engine == "compile":
+        network = torch.compile(source)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return network(pixels)
+
+    return run
+
+
+def write_for(engine: str, network: FromPixels, pixels: np.ndarray, folder: Path) -> Path:
+    """Write a network of `for_engine` as the file that its engine runs.
+
+    Args:
+        engine: One of `FORMAT_OF`.
+        network: On the CPU.
+        pixels: At least two images, uint8 (N, 3, H, W).
+        folder: For the file.
+
+    Raises:
+        InputError: It can't be exported.
+    """
+    form = FORMATS[FORMAT_OF[engine]]
+    path = folder / form.file
+    write_as_it_is(form, network, pixels, path)
+    return path
+
+
+def is_network_file(path: Path) -> bool:
+    """Whether a path is named like a file that an engine runs."""
+    return path.suffix in BY_SUFFIX and path.suffix in SUFFIXES
