@@ -117,6 +117,7 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     if not math.isfinite(scores["loss"]):
         raise InputError(f"{path}: the loss on {data.name} is {scores['loss']}, no finite number")
     result = {
+        "kind": "evaluation",
         "model": model["name"],
         "data": data.name,
         **scores,

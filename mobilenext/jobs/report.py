@@ -8,8 +8,9 @@ from mobilenext.config.fields import path_field, path_list
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
-from mobilenext.tables import measured_results, read_results
+from mobilenext.tables import read_results
 from mobilenext.tables.confusion import read_evaluations
+from mobilenext.tables.results import LATENCY, MEASURED, QUANTIZED, other_results
 from mobilenext.training.progress import say
 
 
@@ -47,12 +48,21 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
     check_output_file("output", output)
     paths = [Path(path) for path in config.runs]
     evaluations = read_evaluations(paths)
-    results = read_results(paths, bool(evaluations)) if paths else measured_results()
-    page = render_page(results, config.title, output.parent, evaluations)
+    quantized, timed = (other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY))
+    others = bool(evaluations or quantized or timed)
+    results = read_results(paths or [MEASURED], others)
+    page = render_page(
+        results, config.title, output.parent, evaluations, [*quantized.values()],
+        [*timed.values()],
+    )  # fmt: skip
     with writable(f"output={output}"):
         write_whole(output, page)
     found = f"{len(results)} run{'' if len(results) == 1 else 's'}"
-    if evaluations:
-        found += f", {len(evaluations)} evaluation{'s' if len(evaluations) > 1 else ''}"
+    for count, word in (
+        (len(evaluations), "evaluation"), (len(quantized), "network"), (len(timed), "measurement"),
+    ):  # fmt: skip
+        what = {"network": " at 8 bits", "measurement": " of latency"}.get(word, "")
+        if count:
+            found += f", {count} {word}{'s' if count > 1 else ''}{what}"
     say(f"{output}: {found}, {len(page) / 1e3:,.0f} kB", process)
     return {"output": str(output), "runs": len(results)}

@@ -15,13 +15,13 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
     Network,
     arguments_of,
-    measured_results,
     read_results,
     tables_of,
     to_csv,
     to_latex,
     to_markdown,
 )
+from mobilenext.tables.results import LATENCY, MEASURED, QUANTIZED, other_results
 from mobilenext.training.progress import say
 
 
@@ -69,8 +69,10 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
             a file can't be written.
     """
     paths = [Path(path) for path in config.runs]
-    results = read_results(paths) if paths else measured_results()
-    built = tables_of(results, [counted(model) for model in config.models.values()])
+    quantized, timed = (other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY))
+    results = read_results(paths or [MEASURED], bool(quantized or timed))
+    networks = [counted(model) for model in config.models.values()]
+    built = tables_of(results, networks, [*quantized.values()], [*timed.values()])
     everything = config.paper or not paths
     shown = [table for table in built if table.measured or everything]
     say("\n\n".join(to_markdown(table) for table in shown).rstrip(), process)

@@ -176,6 +176,7 @@ def _entries(
     """What result.json says of network, data and settings."""
     begun_with = run.state.described.get("init_from")
     return {
+        "kind": "training",
         "model": config.model.name,
         "width": config.width,
         "identity": config.identity,

@@ -18,7 +18,7 @@ import numpy as np
 from mobilenext.errors import InputError
 from mobilenext.files import printable, read_text
 from mobilenext.tables.render import Table, to_csv
-from mobilenext.tables.results import evaluation_files
+from mobilenext.tables.results import EVALUATION, other_results
 
 CLASSES, MATRIX, LARGE_MATRIX = "classes.csv", "confusion.csv", "confusion.npz"
 MOST_COLUMNS = 100
@@ -238,7 +238,7 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
         InputError: A file is not what an evaluation writes.
     """
     found = []
-    for path, values in sorted(evaluation_files(paths).items()):
+    for path, values in other_results(paths, EVALUATION).items():
         try:
             by_class, counts = _read_classes(path.parent)
         except FileNotFoundError:  # it comes from before, or has too many classes

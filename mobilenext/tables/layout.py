@@ -1,9 +1,16 @@
 """Which results stand in which table, and beside which published number."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mobilenext.tables.comparisons import compared_groups, comparison_table
 from mobilenext.tables.costs import Network, complexity_table
+from mobilenext.tables.deployed import (
+    latency_tables,
+    published_latency,
+    published_quantization,
+    quantization_tables,
+)
 from mobilenext.tables.labels import labels
 from mobilenext.tables.own_tables import own_tables, recipe_tables
 from mobilenext.tables.paper import published_rows
@@ -20,7 +27,12 @@ from mobilenext.tables.results import (
 )
 
 
-def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> list[Table]:
+def tables_of(
+    results: Sequence[Result],
+    networks: Sequence[Network] = (),
+    quantized: Sequence[dict[str, Any]] = (),
+    timed: Sequence[dict[str, Any]] = (),
+) -> list[Table]:
     """All tables: those of the runs' own tasks, then the paper's, measured or not.
 
     A run stands in a row of the paper only if `Result.of_the_paper` says so; any other one stands
@@ -31,6 +43,8 @@ def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> li
         results: Runs to show.
         networks: With them come comparisons without a run and, at the end, a table of what the
             networks cost.
+        quantized: Results of `scripts/quantize.py`, which stand behind the runs.
+        timed: Results of `scripts/latency.py`, the same.
 
     Returns:
         Tables with names of their own; `Table.task` and `Table.measured` tell what they hold.
@@ -50,6 +64,8 @@ def tables_of(results: Sequence[Result], networks: Sequence[Network] = ()) -> li
         mine = groups_of_task(task, others)
         for protocol in protocols_of(mine):
             own += own_tables(protocol, groups_of(protocol, mine), part)
+    own += quantization_tables(quantized) + latency_tables(timed)
+    published += [published_quantization(), published_latency()]
     return own + published + ([complexity_table(networks)] if networks else [])
 
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
+from mobilenext.tables.deployed import Bars, error_bars, latency_bars
 from mobilenext.tables.differences import run_label, what_differs
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
@@ -34,6 +35,9 @@ from mobilenext.tables.results import (
 FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
 """Colours of the two families; others share the rest."""
 
+TITLES = {"8 bits": "8 bits after training", "latency": "Latency"}
+"""Of sections that are of no training."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -44,6 +48,7 @@ class Section:
     title: str
     tables: list[Table]
     charts: list[Chart]
+    bars: Sequence[Bars] = ()
 
 
 def render_page(
@@ -51,6 +56,8 @@ def render_page(
     title: str,
     folder: Path | None = None,
     evaluations: Sequence[Evaluation] = (),
+    quantized: Sequence[dict[str, Any]] = (),
+    timed: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The page: one HTML file that needs no other, runs no script and asks for nothing.
 
@@ -62,18 +69,26 @@ def render_page(
         title: The page's title.
         folder: Where the page will lie, for links to the runs' folders; None: this folder.
         evaluations: Are shown at its end, with their confusion matrices.
+        quantized: Results of `scripts/quantize.py`.
+        timed: Results of `scripts/latency.py`.
 
     Raises:
         InputError: Two results contradict each other, or a network has no label.
     """
     groups = group_results(results)
-    tables = tables_of(results)
+    tables = tables_of(results, (), quantized, timed)
     own = []
     for number, task in enumerate(tasks_of(groups), 1):
         apart = [group for group in groups_of_task(task, groups) if not group.of_the_paper]
         name = f"task-{number}"
         shown = [table for table in tables if table.task == task]
         own.append(Section(name, task, shown, _own_charts(name, apart)))
+    for name, task, bars in (
+        ("int8", "8 bits", error_bars(quantized)),
+        ("latency", "latency", latency_bars(timed)),
+    ):
+        shown = [table for table in tables if table.task == task]
+        own.append(Section(name, TITLES[task], shown, [], bars))
     with_paper = [group for group in groups if group.of_the_paper]
     published = [table for table in tables if table.task is None]
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")

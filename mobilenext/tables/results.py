@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.tables.labels import DROPOUT, authors_dropout
 
 NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
@@ -329,13 +330,13 @@ class Group:
         return all(result.of_the_paper for result in self.results)
 
 
-def read_results(paths: Sequence[Path], or_evaluations: bool = False) -> list[Result]:
+def read_results(paths: Sequence[Path], or_others: bool = False) -> list[Result]:
     """Read results of training.
 
     Args:
         paths: Each a result.json, or a folder that is searched for such files, however deep.
-            Results of evaluations, which lie in the same folders, are left out.
-        or_evaluations: Whether a path may have results of evaluations only.
+            Results of other jobs, which lie in the same folders, are left out.
+        or_others: Whether a path may have such results only.
 
     Raises:
         InputError: A path is not there, has no results, or a file is not a result.
@@ -346,9 +347,9 @@ def read_results(paths: Sequence[Path], or_evaluations: bool = False) -> list[Re
         results = {
             file.resolve(): Result(file, values)
             for file, values in read
-            if not _of_evaluation(values)
+            if kind_of(values) == TRAINING
         }
-        if not results and not (or_evaluations and read):
+        if not results and not (or_others and read):
             raise InputError(
                 f"{path}: found no result.json of a finished training run in it; runs/ is where "
                 "train.py leaves them"
@@ -357,10 +358,10 @@ def read_results(paths: Sequence[Path], or_evaluations: bool = False) -> list[Re
     return sorted(found.values(), key=lambda result: str(result.path))
 
 
-def evaluation_files(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Results of evaluations by their files; see `read_results`."""
+def other_results(paths: Sequence[Path], kind: str) -> dict[Path, dict[str, Any]]:
+    """Results of a kind other than training, by their files; see `read_results`."""
     read = {file.resolve(): _read(file) for path in paths for file in _files(path)}
-    return {file: values for file, values in read.items() if _of_evaluation(values)}
+    return {file: read[file] for file in sorted(read) if kind_of(read[file]) == kind}
 
 
 def _files(path: Path) -> list[Path]:
@@ -369,26 +370,47 @@ def _files(path: Path) -> list[Path]:
     return sorted(path.rglob("result.json")) if path.is_dir() else [path]
 
 
+MEASURED = Path(__file__).parent / "measured"
+"""Folder of the results that come with the source."""
+
+
 def measured_results() -> list[Result]:
-    """The results that come with the source, in `measured/`."""
-    return read_results([Path(__file__).parent / "measured"])
+    """The results of training that come with the source, in `measured/`."""
+    return read_results([MEASURED])
 
 
-def _of_evaluation(values: dict[str, Any]) -> bool:
-    return "checkpoint" in values and "epochs" not in values
+TRAINING, EVALUATION, QUANTIZED, LATENCY = "training", "evaluation", "quantized", "latency"
+NEEDED_BY = {
+    EVALUATION: ("checkpoint",),
+    QUANTIZED: ("model", "data", "image_size", "float", "rows", "calibration", "files"),
+    LATENCY: ("device", "threads", "batch", "rounds", "rows"),
+}
+"""Entries that results of other jobs have."""
+
+
+def kind_of(values: dict[str, Any]) -> str:
+    """Which job a result is of; those from before `kind` are of training or evaluation."""
+    if "kind" in values:
+        return str(values["kind"])
+    return EVALUATION if "checkpoint" in values and "epochs" not in values else TRAINING
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A result of training or of an evaluation."""
+    """A result of any job."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a run's result in JSON ({error})") from error
-    if isinstance(values, dict) and _of_evaluation(values):
-        return values
-    missing = [key for key in NEEDED if not isinstance(values, dict) or key not in values]
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a run's result, an object, got {type(values).__name__}")
+    kind = kind_of(values)
+    if kind != TRAINING and kind not in NEEDED_BY:
+        known = ", ".join((TRAINING, *NEEDED_BY))
+        raise InputError(f"{path}: a result of kind {printable(kind)}: expected {known}")
+    missing = [key for key in NEEDED_BY.get(kind, NEEDED) if key not in values]
     if missing:
-        raise InputError(f"{path}: not the result of a training run: it lacks {', '.join(missing)}")
+        what = {TRAINING: "a training run", EVALUATION: "an evaluation"}.get(kind, f"kind {kind}")
+        raise InputError(f"{path}: not the result of {what}: it lacks {', '.join(missing)}")
     return values
 
 

@@ -1,5 +1,6 @@
 """The report as text; tests/test_report.py opens it in a browser."""
 
+import html
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -61,6 +62,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 PAPER = "Beside the paper"
+FOLD = r'<details class="paper"( open)?><summary>(.*?)</summary>'
 TASK = "imagenette, 96 px, 8 epochs"
 
 
@@ -77,9 +79,11 @@ def test_paper_points_and_ours_share_a_plot_only_where_they_compare(tmp_path: Pa
 def test_own_runs_come_first_and_the_papers_numbers_are_folded(tmp_path: Path) -> None:
     found = sections(page(tmp_path, small_result()))
     assert list(found) == [TASK, PAPER, "Runs: speed, command, config"]
-    folds = re.findall(r'<details class="paper"( open)?><summary>(.*?)</summary>', found[PAPER])
+    folds = re.findall(FOLD, html.unescape(found[PAPER]))
     assert [name.partition(",")[0] for _, name in folds] == [
-        "Width multipliers", "Identity tensor multipliers at width 1.0", "Plots: accuracy over cost"
+        "Width multipliers", "Identity tensor multipliers at width 1.0",
+        "8 bits after training: the paper", "Latency: the authors' README",
+        "Plots: accuracy over cost",
     ]  # fmt: skip
     assert not any(is_open for is_open, _ in folds)
     assert "None of these runs may stand beside the paper" in found[PAPER]
@@ -88,19 +92,21 @@ def test_own_runs_come_first_and_the_papers_numbers_are_folded(tmp_path: Path) -
 def test_the_papers_numbers_are_open_where_a_run_stands(tmp_path: Path) -> None:
     found = sections(page(tmp_path, fake_result("bottleneck_one"), fake_result(width=0.75)))
     assert list(found) == [PAPER, "Runs: speed, command, config"]
-    folds = re.findall(r'<details class="paper"( open)?><summary>(.*?)</summary>', found[PAPER])
+    folds = re.findall(FOLD, html.unescape(found[PAPER]))
     shown = {name.partition(",")[0]: bool(is_open) for is_open, name in folds}
     assert shown == {
         "Width multipliers": True,
         "Identity tensor multipliers at width 1.0": False,
         "Where depthwise convolutions and shortcuts sit": True,
+        "8 bits after training: the paper": False,
+        "Latency: the authors' README": False,
         "Plots: accuracy over cost": True,
     }
     assert "None of these runs" not in found[PAPER]
 
 
-def captions(html: str) -> list[str]:
-    return re.findall(r"<figcaption>(.*?)</figcaption>", html)
+def captions(text: str) -> list[str]:
+    return re.findall(r"<figcaption>(.*?)</figcaption>", text)
 
 
 CURVES = ["Learning curves", "Training loss"]

@@ -192,7 +192,7 @@ def test_what_can_not_be_read(tmp_path: Path) -> None:
     file.write_text("{")
     with pytest.raises(InputError, match="in JSON"):
         read_results([tmp_path])
-    file.write_text("[]")
+    file.write_text("{}")
     with pytest.raises(InputError, match="lacks model, width"):
         read_results([file])
     result = fake_result()
