@@ -10,6 +10,7 @@ from torch import nn
 
 from mobilenext.deploy.formats import BY_SUFFIX, FORMATS, load, write_as_it_is
 from mobilenext.deploy.graph import FromPixels, prepared
+from mobilenext.errors import InputError, first_line
 from mobilenext.models.sandglass import WideBlock
 
 ENGINES = ("eager", "compile", "onnxruntime", "executorch")
@@ -72,7 +73,7 @@ def running(
         threads: Of engines that run a file; torch's are set for the whole process.
 
     Raises:
-        InputError: A package is missing, or the runtime does not take the file.
+        InputError: A package or a compiler is missing, or the runtime does not take the file.
     """
     if isinstance(source, Path):
         runner, images = load(source, threads), pixels.cpu().numpy()
@@ -85,6 +86,14 @@ def running(
         with torch.inference_mode():
             return network(pixels)
 
+    if engine == "compile":
+        try:
+            run()
+        except Exception as error:  # compilers raise anything
+            raise InputError(
+                f"engine=compile: torch.compile failed ({first_line(error)}); on the processor it "
+                "needs a C++ compiler (Debian: apt install g++)"
+            ) from error
     return run
 
 

@@ -292,6 +292,16 @@ def test_a_range_without_the_outlier() -> None:
     assert steps["percentile"] <= steps["histogram"] * 1.1
 
 
+def test_what_no_graph_can_say_is_refused() -> None:
+    class Deciding(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images if images.mean().item() > 0 else -images
+
+    network = FromPixels(Deciding(), (0.5,) * 3, (0.5,) * 3).eval()
+    with pytest.raises(InputError, match="this network can't be exported: "):
+        quantize_network(network, pixels().split(16), Scheme())
+
+
 def test_norms_are_measured_again() -> None:
     norm = nn.BatchNorm2d(3, momentum=0.01)
     images = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 5

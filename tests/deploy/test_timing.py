@@ -14,6 +14,7 @@ from mobilenext.deploy.graph import FromPixels
 from mobilenext.deploy.layer_times import eager_layers, onnxruntime_layers
 from mobilenext.deploy.peak_memory import peak_memory
 from mobilenext.deploy.timing import Lap, Quartiles, measure, processor_clock
+from mobilenext.errors import InputError
 from mobilenext.models import MobileNeXt
 from tests.models.nontrivial import with_weights
 
@@ -119,6 +120,18 @@ def test_engines_give_the_networks_answers(engine: str, tmp_path: Path) -> None:
     found = running(engine, source, PIXELS, 1)()
     torch.testing.assert_close(torch.as_tensor(found), expected, rtol=0, atol=2e-5 * float(
         expected.abs().max()))  # fmt: skip
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(_network: object) -> Callable[[object], object]:
+        def fail(_images: object) -> object:
+            raise RuntimeError("no compiler\nand a long story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(InputError, match=r"torch\.compile failed \(.*no compiler\); .*g\+\+"):
+        running("compile", for_engine(half(), "compile", 32, CPU), PIXELS, 1)
 
 
 def test_without_shortcuts_all_else_stays() -> None:

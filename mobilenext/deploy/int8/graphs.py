@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
+from mobilenext.deploy.quiet import quietly
+from mobilenext.errors import InputError, first_line
+
 NETWORK = "network"
 """The attribute of `FromPixels` that is the network itself."""
 MOST_BATCH = 1024
@@ -40,9 +43,18 @@ def exported(network: nn.Module, pixels: Tensor) -> GraphModule:
     Args:
         network: In evaluation mode.
         pixels: At least two images, uint8 (N, 3, H, W).
+
+    Raises:
+        InputError: It does something that graphs can't say, such as to decide by an image's values.
     """
     batch = torch.export.Dim("batch", min=1, max=MOST_BATCH)
-    program = torch.export.export(network, (pixels[:2].clone(),), dynamic_shapes=({0: batch},))
+    try:
+        with quietly():
+            program = torch.export.export(
+                network, (pixels[:2].clone(),), dynamic_shapes=({0: batch},)
+            )
+    except Exception as error:  # torch.export raises anything
+        raise InputError(f"this network can't be exported: {first_line(error)}") from error
     graph = program.module()
     assert isinstance(graph, GraphModule)
     return graph
