@@ -38,7 +38,11 @@ class FromPixels(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map uint8 (N, 3, H, W) to logits (N, num_classes)."""
-        return self.network((pixels.to(torch.float32) - self.shift) * self.scale)
+        return self.network(self.normalised(pixels))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """The images (N, 3, H, W) that the network gets."""
+        return (pixels.to(torch.float32) - self.shift) * self.scale
 
 
 def prepared(network: nn.Module, image_size: int, folded: bool, masked: bool) -> nn.Module:
@@ -85,7 +89,7 @@ def fold_norms(network: nn.Module, images: Tensor) -> int:
     Returns:
         The number of norms folded.
     """
-    pairs = _norms_behind_convolutions(network, images)
+    pairs = norms_behind_convolutions(network, images)
     followers = Counter(id(convolution) for convolution, _ in pairs)
     alone = [pair for pair in pairs if followers[id(pair[0])] == 1]
     for convolution, name in alone:
@@ -99,8 +103,13 @@ def fold_norms(network: nn.Module, images: Tensor) -> int:
     return len(alone)
 
 
-def _norms_behind_convolutions(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, str]]:
-    """Convolutions, each with the name of a batch norm that gets its output."""
+def norms_behind_convolutions(network: nn.Module, images: Tensor) -> list[tuple[nn.Conv2d, str]]:
+    """Convolutions, each with the name of a batch norm that gets its output.
+
+    Args:
+        network: In evaluation mode.
+        images: (N, 3, H, W) that it takes.
+    """
     made: dict[int, nn.Conv2d] = {}
     kept: list[Tensor] = []  # a tensor's id is its own only while it lives
     pairs: list[tuple[nn.Conv2d, str]] = []

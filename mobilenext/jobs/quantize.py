@@ -1,5 +1,6 @@
 """A trained network at 8 bits: what it loses, and as a file of a runtime."""
 
+import copy
 import hashlib
 import json
 import tempfile
@@ -36,6 +37,7 @@ from mobilenext.deploy.int8.quantization import (
     check_keep_float,
     quantize_network,
     reestimate_norms,
+    zero_dead_channels,
 )
 from mobilenext.deploy.int8.scheme import GRIDS, OBSERVERS, WEIGHTS, Scheme
 from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
@@ -83,6 +85,9 @@ class QuantizeConfig:
     """Even out the ranges of successive layers' weights, ReLU6 kept exact; helps per_tensor."""
     correct_bias: bool = False
     """Let biases take up the mean error of rounded weights."""
+    zero_dead: bool = True
+    """Zero the weights of channels that are the same for every image: folded into them, their norm
+    makes them so large that one scale for a layer leaves the others nothing."""
     keep_float: list[str] = field(default_factory=list)
     """Modules of the network that stay in float32, for instance features.1.conv.0."""
     finetune_steps: int = 0
@@ -179,6 +184,8 @@ class _Job:
     preprocessing: Preprocessing
     norms: int
     """Batch norms that were measured again."""
+    dead: dict[str, int]
+    """Channels whose weights were zeroed; see `zero_dead_channels`."""
 
 
 def _opened(config: QuantizeConfig, process: Process) -> _Job:
@@ -206,18 +213,25 @@ def _opened(config: QuantizeConfig, process: Process) -> _Job:
         tuple(data.std), tuple(trained.classes),
     )  # fmt: skip
     norms = 0
+    whole = FromPixels(network, data.mean, data.std).to(process.device)
     if config.reestimate_norms:
-        whole = FromPixels(network, data.mean, data.std).to(process.device)
         norms = reestimate_norms(whole, calibration)
         say(f"{norms} batch norms measured again on {described['images']} images")
+    original = copy.deepcopy(network).cpu()
+    dead: dict[str, int] = {}
+    if config.zero_dead:
+        dead = zero_dead_channels(network, whole.normalised(calibration[0]))
+    if dead:
+        places = ", ".join(f"{count} before {name}" for name, count in dead.items())
+        say(f"{sum(dead.values())} dead channels zeroed: {places}")
     network = network.cpu()
     folded = prepared(network, data.eval_size, folded=True, masked=False)
     return _Job(
         trained, data, images,
-        FromPixels(network, data.mean, data.std).eval().to(process.device),
+        FromPixels(original, data.mean, data.std).eval().to(process.device),
         FromPixels(folded, data.mean, data.std).eval().to(process.device),
         calibration, described,
-        {"num_params": cost.params, "madds": cost.madds}, preprocessing, norms,
+        {"num_params": cost.params, "madds": cost.madds}, preprocessing, norms, dead,
     )  # fmt: skip
 
 
@@ -393,6 +407,7 @@ def _result(
                 "equalized": scheme.equalize,
                 "equalized_pairs": one.equalized,
                 "bias_corrected": scheme.correct_bias,
+                "dead_zeroed": config.zero_dead,
                 "keep_float": list(scheme.keep_float),
                 "finetune_steps": config.finetune_steps,
                 "finetune_lr": config.finetune_lr if config.finetune_steps else None,
@@ -408,6 +423,7 @@ def _result(
         "arithmetic": "reference: values rounded to 8 bits, sums in float32",
         "norms_folded": True,
         "norms_reestimated": job.norms,
+        "dead_channels": job.dead,
         "calibration": job.described,
         "files": [
             {

@@ -61,6 +61,7 @@ def way_of(row: dict[str, Any]) -> str:
             ("equalised", row.get("equalized")),
             ("biases corrected", row.get("bias_corrected")),
             (f"{row.get('finetune_steps')} steps trained", row.get("finetune_steps")),
+            ("dead channels as they are", row.get("dead_zeroed") is False),
             (f"float: {', '.join(row.get('keep_float') or [])}", row.get("keep_float")),
         )
         if holds

@@ -22,6 +22,7 @@ from mobilenext.deploy.int8.quantization import (
     check_keep_float,
     quantize_network,
     reestimate_norms,
+    zero_dead_channels,
 )
 from mobilenext.deploy.int8.scheme import Scheme
 from mobilenext.deploy.quiet import quietly
@@ -324,3 +325,35 @@ def test_fine_tuning_learns_with_rounded_values() -> None:
     assert nn.functional.cross_entropy(logits(tuned.reference), labels) < before
     targets = Counter(node.target for node in tuned.reference.graph.nodes)
     assert targets[ops.dequantize_per_channel.default] == 3
+
+
+def test_dead_channels_are_zeroed_and_the_answers_stay() -> None:
+    """The first channel of the first depthwise convolution gets nothing but zeros."""
+    network = MobileNeXt(0.35, num_classes=10, depth_mult=0.5, strides=STRIDES)
+    network = with_weights(network).eval()
+    stem = network.get_submodule("features.0.1")
+    assert isinstance(stem, nn.BatchNorm2d)
+    after = network.get_submodule("features.1.conv.1")
+    assert isinstance(after, nn.BatchNorm2d)
+    assert after.running_var is not None
+    assert after.running_mean is not None
+    with torch.no_grad():
+        stem.weight[0], stem.bias[0] = 0.0, -1.0
+        after.running_var[0], after.running_mean[0] = 5e-45, 0.0
+    images = FromPixels(network, (0.5,) * 3, (0.5,) * 3).normalised(pixels()[:8])
+    with torch.no_grad():
+        expected = network(images)
+        ranges = []
+        for mended in (False, True):
+            if mended:
+                assert zero_dead_channels(network, images) == {"features.1.conv.1": 1}
+                torch.testing.assert_close(network(images), expected)
+            folded = prepared(network, SIZE, folded=True, masked=False)
+            weight = folded.get_submodule("features.1.conv.0").weight
+            assert isinstance(weight, torch.Tensor)
+            ranges.append(float(weight.abs().max()))
+    assert ranges[0] > 20 * ranges[1]
+    after.running_var[1] = 0.0  # a channel that does change: nothing is touched
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert zero_dead_channels(network, images) == {}
+    assert all(torch.equal(before[name], v) for name, v in network.state_dict().items())

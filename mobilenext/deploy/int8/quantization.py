@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from mobilenext.deploy.graph import FOLDED_ALIKE, norms_behind_convolutions
 from mobilenext.deploy.int8.biases import correct_biases
 from mobilenext.deploy.int8.equalization import equalize
 from mobilenext.deploy.int8.graphs import (
@@ -104,6 +105,47 @@ def reestimate_norms(network: nn.Module, batches: Iterable[Tensor]) -> int:
         norm.momentum = momentum
     network.eval()
     return len(norms)
+
+
+DEAD = 1e-3
+"""A channel's variance, of its norm's epsilon, below which it counts as dead."""
+
+
+@torch.no_grad()
+def zero_dead_channels(network: nn.Module, images: Tensor) -> dict[str, int]:
+    """Zero the weights of channels whose convolution always gives the same value, in place.
+
+    Their norm divides by the root of its epsilon alone: folded, weights that make no difference
+    become some hundred times larger than all others, and with one scale for a layer these are
+    rounded to nothing. Where such a channel does change on the images, all are left as they are.
+
+    Args:
+        network: Batch norms not folded; in evaluation mode, on the images' device.
+        images: (N, 3, H, W) that it takes, real ones.
+
+    Returns:
+        The number of channels by the convolution's norm; empty: there are none.
+    """
+    kept = copy.deepcopy(network.state_dict())
+    expected = network(images)
+    found: dict[str, int] = {}
+    for convolution, name in norms_behind_convolutions(network, images):
+        norm = network.get_submodule(name)
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+            continue
+        assert norm.running_mean is not None
+        dead = norm.running_var < DEAD * norm.eps
+        if not dead.any():
+            continue
+        found[name] = int(dead.sum())
+        convolution.weight[dead] = 0
+        constant = 0 if convolution.bias is None else convolution.bias[dead]
+        norm.running_mean[dead] = constant  # what the convolution gives now: beta comes out
+    difference = (network(images) - expected).abs().max().item()
+    if found and not difference <= FOLDED_ALIKE * expected.abs().max().item():
+        network.load_state_dict(kept)
+        return {}
+    return found
 
 
 @dataclass(frozen=True)
