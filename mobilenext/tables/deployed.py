@@ -163,29 +163,30 @@ def _differences(lost: Sequence[Lost]) -> Iterator[tuple[str, ...]]:
 
 def published_quantization() -> Table:
     """What the paper says of 8 bits."""
-    tags: set[str] = set()
-    rows = tuple(
-        (row.name, _cell(row, "float_top1", tags), _cell(row, "int8_top1", tags))
-        for row in published_table("quantization")
-    )
-    return Table(
-        "int8_paper", "8 bits after training: the paper, ImageNet at 224 px",
-        ("network", "float top-1", "8-bit top-1"), rows,
-        footnotes([], tags, UNKNOWN_PROTOCOL), measured=False,
+    return _published(
+        "int8_paper", "8 bits after training: the paper, ImageNet at 224 px", "quantization",
+        {"network": "", "float top-1": "float_top1", "8-bit top-1": "int8_top1"}, UNKNOWN_PROTOCOL,
     )  # fmt: skip
 
 
 def published_latency() -> Table:
     """Ranges of latency that were published, of a Pixel 4."""
-    tags: set[str] = set()
-    rows = tuple(
-        (row.name, _cell(row, "from", tags), _cell(row, "to", tags))
-        for row in published_table("latency_ranges")
-    )
-    return Table(
-        "latency_paper", "Latency: the authors' README, Pixel 4",
-        ("network, engine, device", "ms, from", "to"), rows, footnotes([], tags), measured=False,
+    return _published(
+        "latency_paper", "Latency: the authors' README, Pixel 4", "latency_ranges",
+        {"network, engine, device": "", "ms, from": "from", "to": "to"},
     )  # fmt: skip
+
+
+def _published(name: str, title: str, source: str, columns: dict[str, str], *remarks: str) -> Table:
+    """A table of paper.yaml; columns are headers, the first one the row's name, and entries."""
+    tags: set[str] = set()
+    entries = list(columns.values())[1:]
+    rows = tuple(
+        (row.name, *(_cell(row, entry, tags) for entry in entries))
+        for row in published_table(source)
+    )
+    below = footnotes([], tags, *remarks)
+    return Table(name, title, tuple(columns), rows, below, measured=False)
 
 
 def _cell(row: NamedRow, column: str, tags: set[str]) -> str:

@@ -118,11 +118,8 @@ def rounded(weight: Tensor, scheme: Scheme) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(weight, scale, zero, low, high)
 
 
-class OneKernel(Quantizer):
-    """A layer and the activation behind it are one kernel: nothing is rounded between them.
-
-    executorch's rules know this of ReLU, not of ReLU6, whose convolution they round over a range
-    that the clip then cuts off; and they take no affine grid of weights.
+class _Rule(Quantizer):
+    """Marks some of a graph's nodes.
 
     Args:
         config: How values are rounded.
@@ -133,6 +130,17 @@ class OneKernel(Quantizer):
         super().__init__()
         self.config = config
         self.keep_float = keep_float
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to refuse."""
+
+
+class OneKernel(_Rule):
+    """A layer and the activation behind it are one kernel: nothing is rounded between them.
+
+    executorch's rules know this of ReLU, not of ReLU6, whose convolution they round over a range
+    that the clip then cuts off; and they take no affine grid of weights.
+    """
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Mark convolutions and linear layers, each with its activation."""
@@ -154,22 +162,9 @@ class OneKernel(Quantizer):
                 )
         return model
 
-    def validate(self, model: GraphModule) -> None:
-        """Nothing to refuse."""
 
-
-class SharedPadding(Quantizer):
-    """Padding with zeros leaves values on the grid that they are on.
-
-    Args:
-        config: How values are rounded.
-        keep_float: Names of modules that are not.
-    """
-
-    def __init__(self, config: QuantizationConfig, keep_float: tuple[str, ...]) -> None:
-        super().__init__()
-        self.config = config
-        self.keep_float = keep_float
+class SharedPadding(_Rule):
+    """Padding with zeros leaves values on the grid that they are on."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Mark the paddings."""
@@ -184,9 +179,6 @@ class SharedPadding(Quantizer):
                 output_qspec=SharedQuantizationSpec(edge), _annotated=True,
             )  # fmt: skip
         return model
-
-    def validate(self, model: GraphModule) -> None:
-        """Nothing to refuse."""
 
 
 def quantizer(scheme: Scheme, trained: bool) -> Quantizer:
