@@ -10,6 +10,7 @@ from torch import nn
 
 from mobilenext.deploy.formats import BY_SUFFIX, FORMATS, load, write_as_it_is
 from mobilenext.deploy.graph import FromPixels, prepared
+from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError, first_line
 from mobilenext.models.sandglass import WideBlock
 
@@ -88,7 +89,8 @@ def running(
 
     if engine == "compile":
         try:
-            run()
+            with quietly():
+                run()
         except Exception as error:  # compilers raise anything
             raise InputError(
                 f"engine=compile: torch.compile failed ({first_line(error)}); on the processor it "

@@ -259,15 +259,19 @@ def _measured(
     by_cpu = config.threads == 1 and not on_cuda
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    with (
-        _pinned(config.threads if config.pin and not on_cuda else 0) as cores,
-        Progress("latency", "rounds", config.rounds, 0, process) as bar,
-    ):
-        runs = [running(one.engine, one.source, one.pixels, config.threads) for one in candidates]
-        timings = measure(
-            runs, baselines, config.rounds, config.warmup, config.precision, by_cpu,
-            cuda_clock if on_cuda else processor_clock, bar.through,
-        )  # fmt: skip
+    timings: list[Timing] = []
+    with _pinned(config.threads if config.pin and not on_cuda else 0) as cores:
+        # What is compared stays close in time: an engine has rounds of its own if it can.
+        for first, end in _groups(candidates, baselines):
+            part = candidates[first:end]
+            title = f"latency, {part[0].engine}" if len(part) < len(candidates) else "latency"
+            runs = [running(one.engine, one.source, one.pixels, config.threads) for one in part]
+            with Progress(title, "rounds", config.rounds, 0, process) as bar:
+                timings += measure(
+                    runs, [None if b is None else b - first for b in baselines[first:end]],
+                    config.rounds, config.warmup, config.precision, by_cpu,
+                    cuda_clock if on_cuda else processor_clock, bar.through,
+                )  # fmt: skip
     peaks = [
         _peak(one, number, config, folder) if config.memory and not on_cuda else None
         for number, one in enumerate(candidates)
@@ -283,7 +287,7 @@ def _measured(
         "threads": config.threads,
         "cores": cores,
         "batch": config.batch,
-        "rounds": len(timings[0].laps),
+        "rounds": max(len(timing.laps) for timing in timings),
         "ratios_of": "processor time" if by_cpu else "wall time",
         "baseline": config.baseline,
         "rows": [
@@ -372,6 +376,20 @@ def _baselines(candidates: Sequence[_Candidate], config: LatencyConfig) -> list[
     if len(firsts) == len(candidates):
         return [0] * len(candidates)
     return [firsts[one.engine] for one in candidates]
+
+
+def _groups(
+    candidates: Sequence[_Candidate], baselines: Sequence[int | None]
+) -> list[tuple[int, int]]:
+    """Ranges of candidates that are timed in turns.
+
+    Engine by engine, or all together if some are compared with another engine's.
+    """
+    engines = [one.engine for one in candidates]
+    if any(b is not None and engines[b] != engines[n] for n, b in enumerate(baselines)):
+        return [(0, len(candidates))]
+    starts = [n for n, engine in enumerate(engines) if engine not in engines[:n]]
+    return list(zip(starts, [*starts[1:], len(candidates)], strict=True))
 
 
 @contextmanager

@@ -233,11 +233,14 @@ def _latency_table(
             "Without shortcuts: no network to be used, but the most that an identity tensor "
             "multiplier could gain."
         )
-    shares = [row["busy_share"] for row in rows if row.get("busy_share") is not None]
+    shares = sorted(
+        {round(100 * row["busy_share"]) for row in rows if row.get("busy_share") is not None}
+    )
     if shares:
+        least = f"{shares[0]} to " if len(shares) > 1 else ""
         remarks.append(
-            f"The candidates had their core{'s' if threads > 1 else ''} for "
-            f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of the time."
+            f"The candidates had their core{'s' if threads > 1 else ''} for {least}{shares[-1]} % "
+            "of the time."
         )
     return Table(
         name,
