@@ -483,13 +483,14 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
         + f", batch {result['batch']}, {result['rounds']} rounds in turns; "
         f"ratios are of {result['ratios_of']}, with their quartiles"
     )
-    width = max(len(printable(row["label"])) for row in result["rows"])
-    yield (f"{'engine':<12}{'network':<{width}}{'min ms':>9}{'median':>9}{'cpu ms':>9}"
+    width = 2 + max(len(printable(row["label"])) for row in result["rows"])
+    first = 2 + max(len(row["engine"]) for row in result["rows"])
+    yield (f"{'engine':<{first}}{'network':<{width}}{'min ms':>9}{'median':>9}{'cpu ms':>9}"
            f"{'busy':>6}{'peak MB':>9}  ratio")  # fmt: skip
     for row in result["rows"]:
         cpu, peak, busy = row["cpu_ms"], row["peak_bytes"], row["busy_share"]
         yield (
-            f"{row['engine']:<12}{printable(row['label']):<{width}}{row['ms']['min']:>9.2f}"
+            f"{row['engine']:<{first}}{printable(row['label']):<{width}}{row['ms']['min']:>9.2f}"
             f"{row['ms']['median']:>9.2f}{'-' if cpu is None else format(cpu['median'], '.2f'):>9}"
             f"{'-' if busy is None else format(100 * busy, '.0f') + ' %':>6}"
             f"{'-' if peak is None else format(peak / 1e6, '.0f'):>9}  {_ratio_words(row)}"
