@@ -108,7 +108,7 @@ def test_a_network_that_one_scale_for_each_layer_breaks(data: Path) -> None:
 @pytest.mark.parametrize("identity", ["1", "1/2"])
 def test_digits_keep_their_answers(identity: str, tmp_path: Path) -> None:
     config = composed(
-        "width=0.35", "epochs=8", f"identity={identity}", f"output_dir={tmp_path / 'runs'}"
+        "width=0.5", "epochs=8", f"identity={identity}", f"output_dir={tmp_path / 'runs'}"
     )
     train(config, CPU)
     (run,) = (path.parent for path in (tmp_path / "runs").rglob("best.pt"))
