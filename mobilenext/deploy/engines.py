@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilenext.deploy.formats import BY_SUFFIX, FORMATS, load, write_as_it_is
+from mobilenext.deploy.formats import FORMATS, load, write_as_it_is
 from mobilenext.deploy.graph import FromPixels, prepared
 from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError, first_line
@@ -17,8 +17,7 @@ from mobilenext.models.sandglass import WideBlock
 ENGINES = ("eager", "compile", "onnxruntime", "executorch")
 FORMAT_OF = {"onnxruntime": "onnx", "executorch": "executorch"}
 """Engines that run a file, and the format's name."""
-ENGINE_OF = {FORMATS[name].file: engine for engine, name in FORMAT_OF.items()}
-SUFFIXES = {Path(file).suffix: engine for file, engine in ENGINE_OF.items()}
+SUFFIXES = {Path(FORMATS[name].file).suffix: engine for engine, name in FORMAT_OF.items()}
 """Engines by the suffixes of the files that they run."""
 MEAN = STD = (0.5, 0.5, 0.5)
 """Of networks with random weights; any values take the same time."""
@@ -42,10 +41,10 @@ def for_engine(
     if engine == "eager":
         ready = copy.deepcopy(network).eval()
     else:
-        masked = engine in ("compile", "onnxruntime")
+        masked = engine == "compile" or FORMATS[FORMAT_OF[engine]].masked
         ready = prepared(network, image_size, folded=True, masked=masked)
     whole = FromPixels(ready, MEAN, STD).eval()
-    if engine in ("eager", "compile"):
+    if engine not in FORMAT_OF:
         whole.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return whole
 
@@ -115,8 +114,3 @@ def write_for(engine: str, network: FromPixels, pixels: np.ndarray, folder: Path
     path = folder / form.file
     write_as_it_is(form, network, pixels, path)
     return path
-
-
-def is_network_file(path: Path) -> bool:
-    """Whether a path is named like a file that an engine runs."""
-    return path.suffix in BY_SUFFIX and path.suffix in SUFFIXES

@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mobilenext.deploy import classify
+from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
 from mobilenext.files import writable, write_whole
+
+CLASSIFY = "classify.py"
+
+
+def write_beside(folder: Path, preprocessing: Preprocessing) -> None:
+    """Write what goes along with a file of another runtime: how pixels are made, and an example."""
+    (folder / PREPROCESSING).write_text(preprocessing.text(), encoding="utf-8")
+    (folder / CLASSIFY).write_bytes(Path(classify.__file__).read_bytes())
 
 
 def publish(staged: Path, output: Path, names: Sequence[str]) -> list[str]:

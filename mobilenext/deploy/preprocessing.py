@@ -1,10 +1,12 @@
 """How pixels are made of a picture for an exported network: what `preprocessing.json` says."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mobilenext.data.transforms import EvalTransform
 from mobilenext.errors import InputError
 from mobilenext.files import printable, read_text
 
@@ -34,6 +36,20 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        transform: EvalTransform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: Sequence[str],
+    ) -> "Preprocessing":
+        """What an evaluation transform does, with the rest that it takes to classify pictures."""
+        return cls(
+            transform.image_size, transform.short_side, transform.interpolation, tuple(mean),
+            tuple(std), tuple(classes),
+        )  # fmt: skip
 
     def text(self) -> str:
         """The content of preprocessing.json."""

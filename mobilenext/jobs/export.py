@@ -16,8 +16,7 @@ from mobilenext.assembly.trained import (
     rebuilt_with_cost,
 )
 from mobilenext.config.fields import check, check_choice, path_field
-from mobilenext.deploy import classify
-from mobilenext.deploy.folder import publish
+from mobilenext.deploy.folder import CLASSIFY, publish, write_beside
 from mobilenext.deploy.formats import (
     BATCHES,
     FORMATS,
@@ -71,7 +70,6 @@ class ExportConfig:
         check(bool(self.license.strip()), "license", "a licence's name, or other", self.license)
 
 
-CLASSIFY = "classify.py"
 FILE_NAMES = (*(form.file for form in FORMATS.values()), PREPROCESSING, CLASSIFY)
 """What an export of a file leaves in its folder: one of the formats, and what tells of its use."""
 
@@ -137,11 +135,9 @@ def _export_file(config: ExportConfig, form: Format, process: Process) -> dict[s
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     data = evaluation_data(trained.data.plain, {})
     network, _ = rebuilt_with_cost(trained.model, trained.tensors, trained.path, data.eval_size)
-    transform = evaluation_transform(data)
-    preprocessing = Preprocessing(
-        data.eval_size, transform.short_side, transform.interpolation, tuple(data.mean),
-        tuple(data.std), tuple(trained.classes),
-    )  # fmt: skip
+    preprocessing = Preprocessing.of(
+        evaluation_transform(data), data.mean, data.std, trained.classes
+    )
     pictures, what = pictures_of(data, sum(BATCHES))
     pixels = torch.from_numpy(pictures)
     with torch.no_grad():
@@ -154,8 +150,7 @@ def _export_file(config: ExportConfig, form: Format, process: Process) -> dict[s
         write(form, network.cpu(), preprocessing, planes, staged / form.file)
         found = load(staged / form.file, max(1, process.cpus))
         difference = check_answers(form, found, expected, planes)
-        (staged / PREPROCESSING).write_text(preprocessing.text(), encoding="utf-8")
-        (staged / CLASSIFY).write_bytes(Path(classify.__file__).read_bytes())
+        write_beside(staged, preprocessing)
         files = publish(staged, output, FILE_NAMES)
     size = (output / form.file).stat().st_size / 1e6
     say(f"{output}: {', '.join(files)} ({_summary(trained)})")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilenext.assembly.trained import complete_data, rebuilt_with_cost
+from mobilenext.assembly.data import evaluation_transform
+from mobilenext.assembly.trained import complete_data, evaluation_data, rebuilt_with_cost
 from mobilenext.config import HasRun, ModelConfig, RuntimeConfig, to_yaml
 from mobilenext.config.fields import (
     MISSING,
@@ -25,12 +26,14 @@ from mobilenext.config.fields import (
     path_list,
 )
 from mobilenext.config.targets import build
+from mobilenext.data import eval_transform
 from mobilenext.deploy.engines import (
     ENGINES,
     FORMAT_OF,
+    MEAN,
+    STD,
     SUFFIXES,
     for_engine,
-    is_network_file,
     running,
     without_shortcuts,
     write_for,
@@ -179,7 +182,7 @@ class _Candidate:
 
 def _networks(config: LatencyConfig) -> list[_Network]:
     found = [_of_checkpoint(Path(path)) for path in config.checkpoints]
-    found += [_of_file(Path(path), config) for path in config.files]
+    found += [_of_file(Path(path)) for path in config.files]
     if not found:
         found = [
             _of_config(config, parse_number(width), parse_number(identity))
@@ -207,10 +210,8 @@ def _of_config(config: LatencyConfig, width: float, identity: float) -> _Network
     facts = {"model": config.model.name, "width": width, "identity": identity,
              "num_params": cost.params, "madds": cost.madds}  # fmt: skip
     size = config.image_size
-    classes = tuple(f"class {number}" for number in range(config.num_classes))
-    how = Preprocessing(
-        size, round(size / 0.875), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), classes
-    )
+    classes = [f"class {number}" for number in range(config.num_classes)]
+    how = Preprocessing.of(eval_transform(size), MEAN, STD, classes)
     return _Network(_label(config.model.name, width, identity), facts, size, network, None, how)
 
 
@@ -222,17 +223,14 @@ def _of_checkpoint(path: Path) -> _Network:
     width, identity = node.get("width_mult", 1.0), node.get("identity_tensor_multiplier", 1.0)
     facts = {"model": name, "width": width, "identity": identity, "num_params": cost.params,
              "madds": cost.madds, "checkpoint": str(trained.path)}  # fmt: skip
-    data = trained.data
-    how = Preprocessing(
-        size, round(size / data.eval_crop_ratio), data.eval_interpolation, tuple(data.mean),
-        tuple(data.std), tuple(trained.classes),
-    )  # fmt: skip
+    data = evaluation_data(trained.data.plain, {})
+    how = Preprocessing.of(evaluation_transform(data), data.mean, data.std, trained.classes)
     label = f"{_label(name, width, identity)} ({path.name if path.is_dir() else path.parent.name})"
     return _Network(label, facts, size, network, None, how)
 
 
-def _of_file(path: Path, config: LatencyConfig) -> _Network:
-    if not is_network_file(path):
+def _of_file(path: Path) -> _Network:
+    if path.suffix not in SUFFIXES:
         raise InputError(
             f"files={printable(path)}: expected {' or '.join(SUFFIXES)}, which engines run"
         )
@@ -437,7 +435,8 @@ def _row(
     config: LatencyConfig,
 ) -> dict[str, Any]:
     ratio, cpu = timing.ratio, timing.cpu
-    package = {"onnxruntime": "onnxruntime", "executorch": "executorch"}.get(one.engine, "torch")
+    runs_file = one.engine in FORMAT_OF
+    package = FORMATS[FORMAT_OF[one.engine]].runs_in if runs_file else "torch"
     return {
         "engine": one.engine,
         "engine_version": version_of(package),

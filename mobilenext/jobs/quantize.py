@@ -26,8 +26,7 @@ from mobilenext.assembly.trained import (
 from mobilenext.config import DataConfig, RuntimeConfig
 from mobilenext.config.fields import MISSING, check, check_choice, path_field
 from mobilenext.data import ImageData
-from mobilenext.deploy import classify
-from mobilenext.deploy.folder import publish
+from mobilenext.deploy.folder import CLASSIFY, publish, write_beside
 from mobilenext.deploy.formats import FORMATS, Format, check_packages, load, write_as_it_is
 from mobilenext.deploy.graph import FromPixels, prepared
 from mobilenext.deploy.hub.trained import Trained, read_trained
@@ -52,7 +51,7 @@ from mobilenext.training.progress import Progress, say
 from mobilenext.training.weights_files import weights_path
 
 RESULT = "result.json"
-FILES = (RESULT, PREPROCESSING, "classify.py", *(form.file for form in FORMATS.values()))
+FILES = (RESULT, PREPROCESSING, CLASSIFY, *(form.file for form in FORMATS.values()))
 BATCH = 32
 """Calibration images of one forward pass."""
 WORST = 5
@@ -207,11 +206,9 @@ def _opened(config: QuantizeConfig, process: Process) -> _Job:
     network, cost = rebuilt_with_cost(trained.model, trained.tensors, path, data.eval_size)
     check_keep_float(network, config.keep_float)
     calibration, described = _calibration(images, data, config, process)
-    transform = evaluation_transform(data)
-    preprocessing = Preprocessing(
-        data.eval_size, transform.short_side, transform.interpolation, tuple(data.mean),
-        tuple(data.std), tuple(trained.classes),
-    )  # fmt: skip
+    preprocessing = Preprocessing.of(
+        evaluation_transform(data), data.mean, data.std, trained.classes
+    )
     norms = 0
     whole = FromPixels(network, data.mean, data.std).to(process.device)
     if config.reestimate_norms:
@@ -350,8 +347,7 @@ def _write_files(
                 lambda batch, runner=runner: torch.from_numpy(runner(batch.cpu().numpy())),
             )
         )  # fmt: skip
-    (staged / PREPROCESSING).write_text(job.preprocessing.text(), encoding="utf-8")
-    (staged / "classify.py").write_bytes(Path(classify.__file__).read_bytes())
+    write_beside(staged, job.preprocessing)
     return files
 
 

@@ -14,6 +14,11 @@ LogitsOf = Callable[[Tensor], Tensor]
 """Maps pixels, uint8 (N, 3, H, W) on a device, to logits (N, num_classes) on any."""
 
 
+def decibels(signal: float, noise: float) -> float:
+    """Ratio of two powers in dB; at most 200, so that it can be written."""
+    return 200.0 if noise <= signal * 1e-20 else 10 * math.log10(max(signal, 1e-300) / noise)
+
+
 class Agreement:
     """Sums over images of what a network and another form of it answer; never waits for a device.
 
@@ -70,7 +75,7 @@ class Agreement:
             "drop": 100 * mean,
             "drop_std_error": 100 * math.sqrt(variance / count),
             "agreement": 100 * same / count,
-            "sqnr_db": 200.0 if noise <= 1e-20 * signal else 10 * math.log10(signal / noise),
+            "sqnr_db": decibels(signal, noise),
         }
 
     def expected(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """From a float network to one at 8 bits, in reference arithmetic: float sums of rounded values."""
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,6 +27,7 @@ from mobilenext.deploy.int8.scheme import Scheme
 from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError
 from mobilenext.files import printable
+from mobilenext.metrics.agreement import decibels
 
 ALIKE = 1e-3
 """Largest difference that equalisation may make, of the largest logit."""
@@ -289,11 +289,6 @@ class _Powers:
         expected, self._expected = self._expected.double(), None
         self.signal += expected.square().sum().item()
         self.noise += (value - expected).square().sum().item()
-
-
-def decibels(signal: float, noise: float) -> float:
-    """Ratio of two powers in dB; at most 200, so that it can be written."""
-    return 200.0 if noise <= signal * 1e-20 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _output(node: Node) -> Node:
