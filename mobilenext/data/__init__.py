@@ -1,5 +1,8 @@
 """Data: from image files to batches on the device. Knows no networks, training or configs."""
 
+from mobilenext.data.box_transforms import BoxTransform
+from mobilenext.data.boxes import BoxData, Boxes, BoxImages
+from mobilenext.data.coco import coco
 from mobilenext.data.datasets import (
     cifar10,
     digits,
@@ -8,18 +11,33 @@ from mobilenext.data.datasets import (
     imagenette,
     synthetic,
 )
-from mobilenext.data.device import Augment, DeviceBatches, Mixing, target_texts
+from mobilenext.data.device import (
+    Augment,
+    DeviceBatches,
+    Mixing,
+    Photometric,
+    box_texts,
+    target_texts,
+)
 from mobilenext.data.loader import Loader, eval_loader, evaluated_indices, train_loader
 from mobilenext.data.sources import ImageData, labels_checksum, relative_name
 from mobilenext.data.transforms import eval_transform, train_transform
+from mobilenext.data.voc import voc
 
 __all__ = [
     "Augment",
+    "BoxData",
+    "BoxImages",
+    "BoxTransform",
+    "Boxes",
     "DeviceBatches",
     "ImageData",
     "Loader",
     "Mixing",
+    "Photometric",
+    "box_texts",
     "cifar10",
+    "coco",
     "digits",
     "eval_loader",
     "eval_transform",
@@ -33,4 +51,5 @@ __all__ = [
     "target_texts",
     "train_loader",
     "train_transform",
+    "voc",
 ]

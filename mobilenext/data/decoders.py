@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilenext.data import native, pillow
-from mobilenext.data.encoded import FILTERS, EncodedImages, HasChecksums, HasRestarts
+from mobilenext.data.encoded import FILTERS, VIEW, EncodedImages, HasChecksums, HasRestarts
 from mobilenext.data.restart import stitch
 from mobilenext.data.sources import ArrayImages, Images, SyntheticImages
-from mobilenext.data.transforms import Transform, is_elongated
+from mobilenext.data.transforms import Transform, is_beyond, is_elongated
 from mobilenext.errors import InputError
 
 Bytes = bytes | memoryview
@@ -52,6 +52,7 @@ class DecodeRequest:
         seed: The run's seed.
         epoch: Counter of the draws.
         pixels: The batch to fill, uint8 (N, size, size, 3).
+        seen: The `VIEW` of each image, (N,), noted when a decoder asks for it.
     """
 
     images: Images
@@ -61,10 +62,17 @@ class DecodeRequest:
     seed: int
     epoch: int
     pixels: Tensor
+    seen: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seen", np.zeros(len(self.indices), VIEW))
 
     def views(self, sizes: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """The `VIEW` of each of the images at these positions, by their sizes (N, 2)."""
-        return self.transform.views(sizes, self.draw_indices[positions], self.seed, self.epoch)
+        draws, own = self.draw_indices[positions], self.indices[positions]
+        views = self.transform.views(sizes, draws, self.seed, self.epoch, own)
+        self.seen[positions] = views
+        return views
 
     def view(self, size: tuple[int, int], position: int) -> np.void:
         """The `VIEW` of the image at this position."""
@@ -377,7 +385,7 @@ def _jpegs(images: EncodedImages, request: DecodeRequest, positions: np.ndarray)
     views = request.views(np.array(sizes), np.array([position for position, _ in read]))
     kept = request.transform.keep_context(views).tolist()
     for (position, data), view, keeps_context in zip(read, views, kept, strict=True):
-        if is_elongated(view):
+        if is_elongated(view) or is_beyond(view):
             continue  # Pillow can resize a part without shifting the grid of the whole
         jpeg = _Jpeg(position, data, view, keeps_context)
         yield _stitched(images, int(request.indices[position]), jpeg)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mobilenext.data.boxes import PADDING
 from mobilenext.errors import InputError
 from mobilenext.seeding import generator, host_draws
 
@@ -18,6 +19,8 @@ class DeviceBatches:
         std: Channel standard deviations, in [0, 1].
         device: The network's device.
         channels_last: Memory format of the result; True costs nothing, since pixels come that way.
+        fills: Whether targets are `BOX_TARGETS`, and what lies outside of the images gets the mean
+            colour.
     """
 
     def __init__(
@@ -26,7 +29,9 @@ class DeviceBatches:
         std: Sequence[float],
         device: torch.device,
         channels_last: bool = True,
+        fills: bool = False,
     ) -> None:
+        self.fills = fills
         self.shift = torch.tensor([255 * value for value in mean], device=device)
         self.scale = torch.tensor([1 / (255 * value) for value in std], device=device)
         self.device = device
@@ -49,12 +54,15 @@ class DeviceBatches:
         rows, width = colours.flatten(2).float(), colours.shape[2]
         images = rows.sub(self.shift.repeat(width)).mul_(self.scale.repeat(width))
         images = images.unflatten(2, (width, 3))
+        targets = targets.to(self.device, non_blocking=True)
         if augment is not None:
             images = augment.erased(images)
+        if self.fills:
+            images = _filled(images, targets[:, 0, :4])
         images = images.permute(0, 3, 1, 2)
         if not self.channels_last:
             images = images.contiguous()
-        return images, targets.to(self.device, non_blocking=True)
+        return images, targets
 
     def pictures(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) as they look, uint8 (N, H, W, 3) on the device."""
@@ -84,6 +92,20 @@ class DeviceBatches:
             waiting = (copied[0], copied[1])
         if waiting is not None:
             yield waiting
+
+
+def _filled(images: Tensor, places: Tensor) -> Tensor:
+    """Normalised images (N, H, W, 3), 0 (the mean colour) in all pixels outside of `places` (N, 4).
+
+    A pixel is where its centre is.
+    """
+    rows = torch.arange(images.shape[1], device=images.device) + 0.5
+    columns = torch.arange(images.shape[2], device=images.device) + 0.5
+    x0, y0, x1, y1 = places[:, :, None].unbind(1)
+    outside_rows = (rows < y0) | (rows > y1)
+    outside_columns = (columns < x0) | (columns > x1)
+    outside = outside_rows[:, :, None] | outside_columns[:, None]
+    return images.masked_fill_(outside[..., None], 0)
 
 
 class Augment:
@@ -182,6 +204,54 @@ class Augment:
         return torch.stack(columns, 1)
 
 
+class Photometric(Augment):
+    """SSD's photometric distortion (arXiv 1512.02325), with separate draws for each image.
+
+    Brightness (up to 32 of 255 are added), contrast and saturation (factors from 0.5 to 1.5), hue
+    (up to 18 degrees) and a random order of the channels, each with probability 0.5; contrast comes
+    before or after saturation and hue. The draws are those of the global batch, as in `Augment`.
+
+    Args:
+        seed: The run's seed.
+        global_batch_size: Images of all ranks.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, seed: int, global_batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__((0.0, 0.0, 0.0, 0.0), 0.0, seed, global_batch_size, rank, world_size)
+
+    def jittered(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, H, W, 3), uint8 to float32 in [0, 255]."""
+        draws = self._draws("photometric", 13, pixels.device)
+        happens, values = draws[:, :5] < 0.5, 2 * draws[:, 5:9] - 1
+        still = torch.zeros((), device=pixels.device)
+        brightness, contrast, saturation, hue = (
+            torch.where(happens[:, place], values[:, place], still)[:, None, None, None]
+            for place in range(4)
+        )
+        early = (draws[:, 9] < 0.5)[:, None, None, None]
+        colours = pixels.permute(0, 3, 1, 2).float().contiguous()
+        colours = colours + 32 * brightness
+        factor = 1 + 0.5 * contrast
+        colours = (colours * torch.where(early, factor, 1)).clamp_(0, 255)
+        colours = _turned(_saturated(colours, 1 + 0.5 * saturation), hue[:, 0] * (18 / 360))
+        colours = (colours * torch.where(early, 1, factor)).clamp_(0, 255)
+        natural = torch.arange(3, device=pixels.device)
+        order = torch.where(happens[:, 4:], draws[:, 10:].argsort(1), natural)
+        colours = colours.gather(1, order[:, :, None, None].expand_as(colours))
+        return colours.permute(0, 2, 3, 1).contiguous()
+
+
+def _saturated(colours: Tensor, factor: Tensor) -> Tensor:
+    """Colours (N, 3, H, W) with their saturation (as in HSV) times a factor (N, 1, 1, 1)."""
+    value, low = colours.amax(1, keepdim=True), colours.amin(1, keepdim=True)
+    most = value / (value - low).clamp_min(1e-6)
+    return value - (value - colours) * torch.minimum(factor, most)
+
+
 def _blended(colours: Tensor, factor: Tensor, kind: Tensor) -> Tensor:
     """Colours mixed with black (brightness, 0), mean grey (contrast, 1) or grey (saturation, 2).
 
@@ -269,6 +339,20 @@ class Mixing:
             mixed, soft = self.mixup(images[mirrored], labels[mirrored])
         back = mirrored.argsort()
         return mixed[back], soft[back]
+
+
+def box_texts(targets: Tensor, classes: Sequence[str]) -> list[str]:
+    """The classes that are seen in each image of a batch, in words.
+
+    Args:
+        targets: `BOX_TARGETS`, (N, 1 + K, 6).
+        classes: Names of all of them.
+    """
+    texts = []
+    for rows in targets[:, 1:, 4].tolist():
+        names = [classes[int(label)] for label in rows if label != PADDING]
+        texts.append(", ".join(names) or "no object")
+    return texts
 
 
 def target_texts(targets: Tensor, classes: Sequence[str]) -> list[str]:

@@ -35,7 +35,7 @@ from mobilenext.data.decoders import (
     open_decoder,
 )
 from mobilenext.data.sources import Images, SyntheticImages
-from mobilenext.data.transforms import Transform
+from mobilenext.data.transforms import Transform, covered
 from mobilenext.errors import InputError
 from mobilenext.seeding import counter_seed, generator
 
@@ -138,11 +138,13 @@ def train_loader(
         )
     if isinstance(images, SyntheticImages):
         return _ReadyBatch(images, transform, global_batch_size, rank, world_size, pin_memory)
-    if transform.finish is not None and decoder in DECODERS and DECODERS[decoder].on_device:
-        raise InputError(
-            f"data.decoder={decoder} leaves no pixels on the host for augment.randaugment: use "
-            "another decoder, or augment.randaugment=null"
-        )
+    on_host = {"randaugment": transform.finish, "pad_crop": transform.fill}
+    for key, wanted in on_host.items():
+        if wanted is not None and decoder in DECODERS and DECODERS[decoder].on_device:
+            raise InputError(
+                f"data.decoder={decoder} leaves no pixels on the host for augment.{key}: use "
+                f"another decoder, or augment.{key}=null"
+            )
     indices = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size)
     policy = "substitute" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
@@ -163,6 +165,7 @@ def eval_loader(
     max_bad_share: float = 1.0,
     decoder: str = "auto",
     device: torch.device | None = None,
+    whole_batches: bool = False,
 ) -> Loader:
     """Every image once: rank r takes images r, r + world_size, ... without padding.
 
@@ -182,10 +185,16 @@ def eval_loader(
         max_bad_share: As for `train_loader`.
         decoder: As for `train_loader`.
         device: As for `train_loader`.
+        whole_batches: Share by whole batches of consecutive images instead: rank r takes batches
+            r, r + world_size, ... An image then meets the same batch for any number of processes,
+            so that its outputs are the same bits.
     """
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
-    indices = _ShardIndices(_shard(len(images), rank, world_size), batch_size)
+    shard = _shard(len(images), rank, world_size)
+    indices = _ShardIndices(shard, batch_size)
+    if whole_batches:
+        indices = _BatchIndices(len(images), batch_size, rank, world_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
     maker = BatchMaker(images, transform, opened, 0, policy, workers)
@@ -253,6 +262,23 @@ class _ShardIndices:
             yield self.shard[start : start + self.batch_size]
 
 
+class _BatchIndices:
+    """A rank's indices of evaluation batches that are shared as a whole."""
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.length, self.batch_size = length, batch_size
+        self.mine = range(rank * batch_size, length, world_size * batch_size)
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the images of each batch from `first_batch` on, equal in every epoch."""
+        del epoch
+        for start in self.mine[first_batch:]:
+            yield np.arange(start, min(start + self.batch_size, self.length))
+
+
 @dataclass(frozen=True)
 class MadeBatch:
     """A batch and the images that could not be read for it.
@@ -301,7 +327,7 @@ class BatchMaker:
                 read either.
         """
         pixels = self.decoder.allocate(len(indices), self.transform.image_size, pin_memory)
-        problems = self._decode(epoch, indices, indices, pixels)
+        problems, views = self._decode(epoch, indices, indices, pixels)
         unreadable = {int(indices[position]): text for position, text in problems.items()}
         used = indices
         if problems and self.policy == "error":
@@ -310,18 +336,20 @@ class BatchMaker:
             used = indices.copy()
             for position in sorted(problems):
                 place = slice(position, position + 1)
-                used[position], more = self._substitute(
+                used[position], views[place], more = self._substitute(
                     epoch, indices[place], pixels[place], problems[position]
                 )
                 unreadable |= more
+        if self.transform.fill is not None:
+            _fill(pixels.numpy(), views, self.transform.fill)
         if self.transform.finish is not None:
             self._finish(epoch, indices, pixels.numpy())
         if problems and self.policy == "leave out":
             readable = [position for position in range(len(indices)) if position not in problems]
             if not readable:
                 return MadeBatch(None, unreadable)
-            pixels, used = pixels[readable], indices[readable]
-        targets = self.images.targets(used)
+            pixels, used, views = pixels[readable], indices[readable], views[readable]
+        targets = self.transform.targets(self.images, used, views)
         if pin_memory:
             targets = targets.pin_memory()
         return MadeBatch((pixels, targets), unreadable)
@@ -346,15 +374,16 @@ class BatchMaker:
 
     def _decode(
         self, epoch: int, indices: np.ndarray, draw_indices: np.ndarray, pixels: Tensor
-    ) -> Problems:
+    ) -> tuple[Problems, np.ndarray]:
+        """Fill the pixels; the images that can't be read, and the view of each of the others."""
         request = DecodeRequest(
             self.images, indices, draw_indices, self.transform, self.seed, epoch, pixels
         )
-        return self.decoder.decode(request)
+        return self.decoder.decode(request), request.seen
 
     def _substitute(
         self, epoch: int, index: np.ndarray, pixels: Tensor, problem: str
-    ) -> tuple[int, dict[int, str]]:
+    ) -> tuple[int, np.ndarray, dict[int, str]]:
         """Fill the place of an unreadable image with another one.
 
         Args:
@@ -364,20 +393,28 @@ class BatchMaker:
             problem: What is wrong with it.
 
         Returns:
-            The image that was taken, and further images that could not be read.
+            The image that was taken, its view (1,), and further images that could not be read.
         """
         unreadable: dict[int, str] = {}
         for attempt in range(1, 1 + MOST_SUBSTITUTES):
             draw = counter_seed("substitute", self.seed, epoch, int(index[0]), attempt)
             other = draw % len(self.images)
-            problems = self._decode(epoch, np.array([other]), index, pixels)
+            problems, view = self._decode(epoch, np.array([other]), index, pixels)
             if not problems:
-                return other, unreadable
+                return other, view, unreadable
             unreadable[other] = problems[0]
         raise InputError(
             f"{1 + len(unreadable)} images drawn one after the other could not be read, for "
             f"instance: {problem}"
         )
+
+
+def _fill(pixels: np.ndarray, views: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Give the pixels (N, H, W, 3) a colour where their views show no image."""
+    places = np.round(covered(views, pixels.shape[1])).astype(int).tolist()
+    for picture, (left, top, right, bottom) in zip(pixels, places, strict=True):
+        picture[:top] = picture[bottom:] = colour
+        picture[:, :left] = picture[:, right:] = colour
 
 
 class _ImageLoader:
@@ -386,7 +423,7 @@ class _ImageLoader:
     def __init__(
         self,
         maker: BatchMaker,
-        indices: _ShuffledIndices | _ShardIndices,
+        indices: "_ShuffledIndices | _ShardIndices | _BatchIndices",
         workers: int,
         pin_memory: bool,
         max_bad_share: float,

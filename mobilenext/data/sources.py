@@ -196,15 +196,7 @@ class FolderImages(ClassTargets):
         Raises:
             InputError: It can't be read, or is no regular file.
         """
-        try:
-            return read_regular(self._path(index))
-        except NotRegularError as error:
-            raise InputError(f"{error}; replace or remove the file") from error
-        except OSError as error:
-            raise InputError(
-                f"{self.name(index)}: expected an image file, could not read it "
-                f"({error.strerror or error}); replace or remove the file"
-            ) from error
+        return read_image_file(self._path(index))
 
     def taken(self, chosen: np.ndarray) -> "FolderImages":
         """The images of a mask (N,), as a split of their own."""
@@ -214,16 +206,43 @@ class FolderImages(ClassTargets):
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Locations of the files: their paths, which native code opens."""
-        root = os.fsencode(self.root)
-        names = [b"%s/%s" % (root, path) for path in self.paths[indices]]
-        text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
-        items = np.zeros(len(names), ITEM)
-        lengths = np.fromiter((len(name) + 1 for name in names), np.uint64, len(names))
-        items["path"] = np.uint64(text.ctypes.data) + np.cumsum(lengths) - lengths
-        return Located(items, [text])
+        return located_files(self.root, self.paths[indices])
 
     def _path(self, index: int) -> Path:
         return self.root / os.fsdecode(self.paths[index])
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        InputError: It can't be read, or is no regular file.
+    """
+    try:
+        return read_regular(path)
+    except NotRegularError as error:
+        raise InputError(f"{error}; replace or remove the file") from error
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: expected an image file, could not read it "
+            f"({error.strerror or error}); replace or remove the file"
+        ) from error
+
+
+def located_files(root: Path, paths: np.ndarray) -> Located:
+    """Locations of image files: their names, which native code opens.
+
+    Args:
+        root: Folder that the paths are below.
+        paths: Paths below it, bytes (N,).
+    """
+    folder = os.fsencode(root)
+    names = [b"%s/%s" % (folder, path) for path in paths]
+    text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
+    items = np.zeros(len(names), ITEM)
+    lengths = np.fromiter((len(name) + 1 for name in names), np.uint64, len(names))
+    items["path"] = np.uint64(text.ctypes.data) + np.cumsum(lengths) - lengths
+    return Located(items, [text])
 
 
 class SyntheticImages:

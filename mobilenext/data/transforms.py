@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mobilenext.data.encoded import FILTERS, VIEW
+from mobilenext.data.sources import Images
 from mobilenext.errors import InputError
 from mobilenext.seeding import host_draws, uniforms
 
@@ -40,14 +41,22 @@ class Transform(Protocol):
         """Height and width of the result, in pixels."""
         ...
 
-    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    def views(
+        self,
+        sizes: np.ndarray,
+        indices: np.ndarray,
+        seed: int,
+        epoch: int,
+        own: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The view of each image: the part that is seen, and how.
 
         Args:
             sizes: Widths and heights in pixels, (N, 2).
-            indices: The images' places in the split, (N,).
+            indices: The places in the split that draws are made for, (N,).
             seed: The run's seed.
             epoch: Counter of the draws.
+            own: The images' own places, if others' draws are used; (N,).
 
         Returns:
             A `VIEW` for each image.
@@ -69,10 +78,78 @@ class Transform(Protocol):
         """A view of an RGB image by Pillow: uint8 (image_size, image_size, 3)."""
         ...
 
+    def targets(self, images: Images, indices: np.ndarray, views: np.ndarray) -> Tensor:
+        """The targets of a batch, in memory of their own on the host.
+
+        Args:
+            images: The split.
+            indices: The images' places in it, (N,).
+            views: How each is seen, (N,).
+        """
+        ...
+
+    @property
+    def fill(self) -> tuple[int, int, int] | None:
+        """Colour of what views show beyond their images, put there on the host; None: nothing."""
+        ...
+
     @property
     def finish(self) -> Callable[[np.ndarray, int, int, int], np.ndarray] | None:
         """A further step on the host, (pixels, seed, epoch, index) to pixels; or None."""
         ...
+
+
+def covered(views: np.ndarray, size: int) -> np.ndarray:
+    """Where the images lie in the pixels of their views: x0, y0, x1, y1, float32 (N, 4).
+
+    Args:
+        views: `VIEW` (N,). A side that lies beyond the image ends at the view's limits.
+        size: Height and width of the pixels.
+    """
+    box = views["box"]
+    origin, scale = np.tile(box[:, :2], 2), size / np.tile(box[:, 2:] - box[:, :2], 2)
+    places = ((views["limits"] - origin) * scale).clip(0, size)
+    return mirrored(places, views["flip"] != 0, size).astype(np.float32)
+
+
+def mirrored(boxes: np.ndarray, flip: np.ndarray, size: int) -> np.ndarray:
+    """Boxes (N, 4), left and right exchanged where `flip` (N,) says so, in `size` pixels."""
+    turned = boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size, 0, size, 0]
+    return np.where(flip[:, None], turned, boxes)
+
+
+def is_beyond(view: np.void) -> bool:
+    """Whether a view shows more than its image."""
+    (x0, y0, x1, y1), (left, top, right, bottom) = view["box"].tolist(), view["limits"].tolist()
+    return x0 < left or y0 < top or x1 > right or y1 > bottom
+
+
+def render_beyond(image: PIL.Image.Image, view: np.void, size: int) -> np.ndarray:
+    """A view that shows more than its image, by Pillow; 0 where there is no image.
+
+    Pillow resizes parts of an image only. So the pixels that have something of the image are
+    resized, from a box that reaches less than one of them beyond it, over repeated edge pixels.
+    """
+    one = np.array([view], view.dtype)
+    one["flip"] = 0
+    place = covered(one, size)[0]
+    first, last = np.floor(place[:2]).astype(int), np.ceil(place[2:]).astype(int)
+    first, last = first.clip(0, size - 1), np.maximum(last, first + 1)
+    corner, limits = view["box"][:2], view["limits"].astype(np.float64)
+    step = (view["box"][2:] - corner) / size
+    box = np.concatenate([corner + first * step, corner + last * step])
+    before = np.ceil((limits[:2] - box[:2]).clip(0)).astype(int)
+    after = np.ceil((box[2:] - limits[2:]).clip(0)).astype(int)
+    part = np.asarray(image.crop(tuple(view["limits"].tolist())))
+    margins = ((before[1], after[1]), (before[0], after[0]), (0, 0))
+    source = PIL.Image.fromarray(np.pad(part, margins, mode="edge"))
+    shift = np.tile(before - limits[:2], 2)
+    inner = (box + shift).clip(0, np.tile(source.size, 2)).tolist()
+    shape = (int(last[0] - first[0]), int(last[1] - first[1]))
+    pixels = np.zeros((size, size, 3), np.uint8)
+    resized = source.resize(shape, RESAMPLING[view["filter"]], box=inner)
+    pixels[first[1] : last[1], first[0] : last[0]] = np.asarray(resized)
+    return pixels
 
 
 def train_transform(
@@ -85,6 +162,7 @@ def train_transform(
     color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
     randaugment: str | None = None,
     erasing: float = 0.0,
+    pad_crop: int | None = None,
     mean: Sequence[float] = (0.5, 0.5, 0.5),
 ) -> "TrainTransform":
     """Random resized crop, flip, RandAugment, colour jitter, random erasing, in this order.
@@ -98,6 +176,9 @@ def train_transform(
         color_jitter: Strength for brightness, contrast, saturation and hue; applied on the device.
         randaugment: timm's description, for instance rand-m9-mstd0.5 (arXiv 1909.13719), or None.
         erasing: Probability of random erasing (arXiv 1708.04896); applied on the device.
+        pad_crop: In place of the random resized crop, the whole image shifted by up to this many
+            pixels of the result on each axis, over black: torchvision's RandomCrop with padding,
+            as networks for CIFAR are trained. None: random resized crops.
         mean: Channel means in [0, 1]; fills what RandAugment uncovers.
 
     Raises:
@@ -127,6 +208,7 @@ def train_transform(
         tuple(color_jitter),
         erasing,
         policy,
+        pad_crop,
     )
 
 
@@ -147,6 +229,27 @@ def eval_transform(
     return EvalTransform(image_size, math.floor(image_size / crop_ratio), interpolation)
 
 
+def limits_within(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The whole pixels of images that boxes touch: left, top, right, bottom, (N, 4).
+
+    Args:
+        boxes: x0, y0, x1, y1 in pixels of each image, (N, 4).
+        sizes: Widths and heights of the images, (N, 2).
+    """
+    low, high = np.floor(boxes[:, :2]).clip(0), np.ceil(boxes[:, 2:])
+    return np.concatenate([np.minimum(low, sizes - 1), np.minimum(high, sizes)], axis=1)
+
+
+def render_crop(image: PIL.Image.Image, view: np.void, size: int) -> np.ndarray:
+    """A view that is cut out, then resized, by Pillow: uint8 (size, size, 3)."""
+    if is_beyond(view):
+        pixels = render_beyond(image, view, size)
+    else:
+        crop = image.crop(tuple(view["limits"].tolist()))
+        pixels = np.asarray(crop.resize((size, size), RESAMPLING[view["filter"]]))
+    return pixels[:, ::-1] if view["flip"] else pixels
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """See `train_transform`."""
@@ -159,9 +262,20 @@ class TrainTransform:
     color_jitter: tuple[float, ...]
     erasing: float
     randaugment: "_RandAugment | None"
+    pad_crop: int | None = None
 
-    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    def views(
+        self,
+        sizes: np.ndarray,
+        indices: np.ndarray,
+        seed: int,
+        epoch: int,
+        own: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Random crops as torchvision and timm draw them; see `Transform.views`."""
+        del own
+        if self.pad_crop is not None:
+            return self._shifted(self.pad_crop, sizes, indices, seed, epoch)
         draws = uniforms(indices, 2 * CROP_TRIES + 4, "sample", seed, epoch)
         width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
         low, high = self.crop_scale
@@ -187,16 +301,38 @@ class TrainTransform:
         views["filter"] = cubic < 0.5 if random_one else FILTERS.index(self.interpolation)
         return views
 
+    def _shifted(
+        self, most: int, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int
+    ) -> np.ndarray:
+        """Whole images, shifted by up to `most` pixels of the result."""
+        draws = uniforms(indices, 4, "shift", seed, epoch)
+        shift = np.floor(draws[:, :2] * (2 * most + 1)) - most
+        corner = shift * sizes / self.image_size
+        views = np.zeros(len(sizes), VIEW)
+        views["box"] = np.concatenate([corner, corner + sizes], axis=1)
+        views["limits"] = limits_within(views["box"], sizes)
+        views["flip"] = draws[:, 2] < self.hflip
+        random_one = self.interpolation == "random"
+        views["filter"] = draws[:, 3] < 0.5 if random_one else FILTERS.index(self.interpolation)
+        return views
+
+    def targets(self, images: Images, indices: np.ndarray, views: np.ndarray) -> Tensor:
+        """The images' own targets; see `Transform.targets`."""
+        del views
+        return images.targets(indices)
+
+    @property
+    def fill(self) -> tuple[int, int, int] | None:
+        """See `Transform.fill`."""
+        return None if self.pad_crop is None else (0, 0, 0)
+
     def keep_context(self, views: np.ndarray) -> np.ndarray:
         """No crop keeps its context; see `Transform.keep_context`."""
         return np.zeros(len(views), bool)
 
     def render(self, image: PIL.Image.Image, view: np.void) -> np.ndarray:
         """See `Transform.render`."""
-        size = (self.image_size, self.image_size)
-        crop = image.crop(tuple(view["limits"].tolist()))
-        pixels = np.asarray(crop.resize(size, RESAMPLING[view["filter"]]))
-        return pixels[:, ::-1] if view["flip"] else pixels
+        return render_crop(image, view, self.image_size)
 
     @property
     def finish(self) -> Callable[[np.ndarray, int, int, int], np.ndarray] | None:
@@ -219,10 +355,18 @@ class EvalTransform:
     interpolation: str
 
     finish = None
+    fill = None
 
-    def views(self, sizes: np.ndarray, indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    def views(
+        self,
+        sizes: np.ndarray,
+        indices: np.ndarray,
+        seed: int,
+        epoch: int,
+        own: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The centre, without a draw; see `Transform.views`."""
-        del indices, seed, epoch
+        del indices, seed, epoch, own
         resized = self._resized(sizes)
         offset = _centre(resized, self.image_size)
         scale = sizes / resized
@@ -233,6 +377,11 @@ class EvalTransform:
         views["limits"][:, 2:] = sizes
         views["filter"] = FILTERS.index(self.interpolation)
         return views
+
+    def targets(self, images: Images, indices: np.ndarray, views: np.ndarray) -> Tensor:
+        """The images' own targets; see `Transform.targets`."""
+        del views
+        return images.targets(indices)
 
     def keep_context(self, views: np.ndarray) -> np.ndarray:
         """Every view keeps it, unless it is of a whole image; see `Transform.keep_context`."""

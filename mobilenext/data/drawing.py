@@ -1,0 +1,68 @@
+"""Boxes drawn on pictures: what a detector found, and the objects that are there."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+from PIL import ImageFont, features
+
+TRUTH = (255, 255, 255)
+"""Colour of objects that are known; dashed."""
+DASH = 6
+FONT_SIZE = 12
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """The colour of a class: neighbouring classes differ much, whatever their number."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.61803 % 1, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw_boxes(
+    picture: PIL.Image.Image,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    *,
+    dashed: bool = False,
+) -> None:
+    """Draw boxes on a picture, each in the colour of its class, with a word in its corner.
+
+    Args:
+        picture: RGB; it is changed.
+        boxes: x0, y0, x1, y1 in its pixels, (N, 4).
+        labels: Class indices, (N,).
+        texts: What is written; "" for nothing.
+        dashed: White dashes, for objects that are known, in place of lines.
+    """
+    draw, font = PIL.ImageDraw.Draw(picture), _font()
+    for box, label, text in zip(np.asarray(boxes).tolist(), labels, texts, strict=True):
+        x0, y0, x1, y1 = box
+        if dashed:
+            _dashes(draw, x0, y0, x1, y1)
+            continue
+        colour = colour_of(int(label))
+        draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=colour, width=2)
+        if text:
+            left, _, right, bottom = draw.textbbox((0, 0), text, font)
+            place = max(0, min(x0, picture.width - right)), max(0, y0 - bottom - 2)
+            draw.rectangle(
+                (place[0], place[1], place[0] + right + 2, place[1] + bottom + 2), colour
+            )
+            draw.text((place[0] + 1 - left, place[1]), text, "black", font)
+
+
+def _dashes(draw: PIL.ImageDraw.ImageDraw, x0: float, y0: float, x1: float, y1: float) -> None:
+    for x in np.arange(x0, x1, 2 * DASH).tolist():
+        for y in (y0, y1):
+            draw.line((x, y, min(x + DASH, x1), y), TRUTH, 2)
+    for y in np.arange(y0, y1, 2 * DASH).tolist():
+        for x in (x0, x1):
+            draw.line((x, y, x, min(y + DASH, y1)), TRUTH, 2)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own; without FreeType it has one of a single size."""
+    return ImageFont.load_default(FONT_SIZE if features.check("freetype2") else None)
