@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mobilenext import program
 from mobilenext.config import (
     HasRun,
+    LoopConfig,
     RuntimeConfig,
-    TrainConfig,
     is_text,
     is_text_list,
     is_word_list,
@@ -366,7 +366,8 @@ def _finished_before(config: Any) -> dict[str, Any] | None:
     None where there is none, or where only torch knows which folder is the run's: the default
     precision, which is part of the folder's name, is another on CUDA.
     """
-    if type(config) is not TrainConfig or launched_by_torchrun() or in_submitit_task():
+    trains = isinstance(config, LoopConfig) and config.leaves_run
+    if not trains or launched_by_torchrun() or in_submitit_task():
         return None
     precision = _known_precision(config.runtime)
     if precision is None:

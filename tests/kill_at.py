@@ -1,6 +1,6 @@
-"""Run train.py or the toy loop in a process that kills itself with SIGKILL at a chosen place.
+"""Run a training or the toy loop in a process that kills itself with SIGKILL at a chosen place.
 
-    python kill_at.py PLACE COUNT train|toy [its arguments]
+    python kill_at.py PLACE COUNT train|detect|toy [its arguments]
 
 PLACE is a key of `PLACES`; the process dies when it comes there for the COUNT-th time. In a job
 of several only rank KILL_RANK (default 0) dies, and only in the first of torchrun's attempts.
@@ -20,17 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mobilenext.files as files
 import mobilenext.metrics.classification as classification
+import mobilenext.metrics.detection as detection
 import mobilenext.training.checkpoint as checkpoint
-from mobilenext.config import TrainConfig
-from mobilenext.jobs.train import train
 from mobilenext.main import launch
+from mobilenext.start import find_job
 from mobilenext.training.checkpoint import Checkpoints
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.step import Update
 from tests import toy_loop
 from tests.commands import REPO
 
-LOOPS = {"train": "train.py", "toy": "tests/toy_loop.py"}
+LOOPS = {"train": "train.py", "detect": "scripts/detect.py", "toy": "tests/toy_loop.py"}
 SEED = int(os.environ.get("MOBILENEXT_KILL_SEED", "0"))
 
 PLACES: dict[str, tuple[Any, str]] = {
@@ -117,9 +117,12 @@ if __name__ == "__main__":
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if mine and first:
         owner, name = PLACES[place]
+        if (place, loop) == ("in evaluation", "detect"):
+            owner = detection
         function = getattr(owner, name)
         setattr(owner, name, dying(function, count))
     if loop == "toy":
         toy_loop.main()
     else:
-        launch(lambda: train, TrainConfig, "train")
+        job, schema = find_job(loop)
+        launch(lambda: job, schema, loop)

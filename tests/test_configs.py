@@ -18,6 +18,7 @@ from mobilenext import tables
 from mobilenext.assembly.trained import evaluation_data
 from mobilenext.config import (
     DataConfig,
+    DetectConfig,
     TrainConfig,
     fingerprint,
     from_plain,
@@ -53,7 +54,22 @@ def with_name(choice: str) -> list[str]:
     return [f"model={choice}", *more]
 
 
-GROUPS = ["model", "data", "augment", "optimizer", "schedule", "runtime", "experiment"]
+OF_DETECTION = {
+    "data": ("voc", "coco"),
+    "augment": ("ssd", "ssd_gentle", "boxes_flip"),
+    "experiment": ("ssdlite_table", "ssdlite_voc_authors", "ssdlite_voc_mini", "ssdlite_voc_short"),
+    "ssdlite": ("mobilenetv2", "mobilenetv2_expansion", "mobilenext"),
+    "detector": ("ssdlite_authors", "ssdlite_torchvision"),
+}
+"""Choices of detectors' configs; the others are of classifiers'."""
+
+
+def job_of(group: str, choice: str) -> str:
+    return "detect" if choice in OF_DETECTION.get(group, ()) else "train"
+
+
+GROUPS = ["model", "data", "augment", "optimizer", "schedule", "runtime", "experiment", "ssdlite",
+          "detector"]  # fmt: skip
 NEEDS_OPTUNA = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None, reason="needs the extra optuna"
 )
@@ -90,9 +106,16 @@ def test_tests_have_the_configs_that_hydra_composes(overrides: tuple[str, ...]) 
 
 @pytest.mark.parametrize(("group", "choice"), ALL)
 def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
-    config = composed(*(with_name(choice) if group == "model" else [f"{group}={choice}"]))
-    assert isinstance(config, TrainConfig)
+    job = job_of(group, choice)
+    chosen = with_name(choice) if group == "model" else [f"{group}={choice}"]
+    if choice == "ssdlite_voc_mini":  # a frozen backbone
+        chosen.append("init_from=/w.pt")
+    config = composed(*chosen, job=job)
+    assert isinstance(config, TrainConfig if job == "train" else DetectConfig)
     network = build(config.model.network, num_classes=10)
+    if isinstance(config, DetectConfig):
+        size = config.data.image_size
+        network = build(config.detector.network, backbone=network, num_classes=10, image_size=size)
     groups = weight_decay_groups(network, 1e-4, config.decay_norm_and_bias)
     optimizer = build(config.optimizer, params=groups)
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -213,7 +236,11 @@ TABLES = {
     ],
 )
 def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
-    for experiment in set(choices("experiment")) - {"search", "finetune"}:
+    for experiment in {*choices("experiment")} - {
+        "search",
+        "finetune",
+        *OF_DETECTION["experiment"],
+    }:
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
         recipe = TABLES.get(experiment, experiment)
         assert config.data.name == ("imagenette" if "imagenette" in recipe else "imagenet")

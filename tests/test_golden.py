@@ -17,7 +17,7 @@ from mobilenext.config import fingerprint
 from mobilenext.config.schemas import schema_name
 from mobilenext.training.run_folder import RunFolder
 from tests.composed import SCHEMAS, composed
-from tests.test_configs import NEEDS_NAME, choices
+from tests.test_configs import NEEDS_NAME, choices, job_of
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS: tuple[tuple[str, ...], ...] = ((), ("width=0.5", "identity=1/2"), ("model=mobilenetv2",))
@@ -40,15 +40,17 @@ def fingerprints(variants: Sequence[tuple[str, ...]] = VARIANTS) -> dict[str, st
     for experiment in choices("experiment"):
         if experiment == "search":
             continue  # needs the extra optuna
+        job = job_of("experiment", experiment)
         for more in variants:
             chosen = (f"experiment={experiment}", *more)
-            if experiment == "finetune":  # its placeholder would mean a file in this folder
+            if experiment in ("finetune", "ssdlite_voc_mini"):  # they need given weights
                 chosen = (*chosen, "init_from=/w.pt")
-            found[" ".join(chosen)] = of("train", *chosen)
+            found[" ".join(chosen)] = of(job, *chosen)
     for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
         for choice in choices(group):
             named = (f"model.name={NEEDS_NAME[choice]}",) if choice in NEEDS_NAME else ()
-            found[f"{group}={choice}"] = of("train", f"{group}={choice}", *named)
+            job = job_of(group, choice)
+            found[f"{group}={choice}"] = of(job, f"{group}={choice}", *named)
     for override in ("init_from=/w.pt", "freeze_backbone=true", "layer_decay=0.8", "seed=1",
                      "data.workers=3", "output_dir=/x", "checkpoint.keep=5"):  # fmt: skip
         given = (override, "init_from=/w.pt") if "freeze" in override else (override,)

@@ -177,6 +177,7 @@ BUILDERS = {
 SOURCES = {
     mobilenext.data.cifar10, mobilenext.data.digits, mobilenext.data.image_folder,
     mobilenext.data.imagenet, mobilenext.data.imagenette, mobilenext.data.synthetic,
+    mobilenext.data.voc, mobilenext.data.coco,
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
         train_transform(data.image_size, mean=data.mean, **on_host),
         seed=config.seed,
         global_batch_size=data.global_batch_size,
-        **_loading(data, process),
+        **loading(data, process),
     )
     share = data.global_batch_size // process.world_size
     if share % 2 and (augment["mixup"] or augment["cutmix"]):
@@ -86,7 +86,7 @@ def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: P
     )  # fmt: skip
     return train_loader(
         images.train, transform, seed=seed, global_batch_size=data.global_batch_size,
-        **_loading(data, process),
+        **loading(data, process),
     )  # fmt: skip
 
 
@@ -101,11 +101,11 @@ def validation_loader(data: DataConfig, images: ImageData, process: Process) -> 
         images.val,
         evaluation_transform(data),
         batch_size=data.eval_batch_size,
-        **_loading(data, process),
+        **loading(data, process),
     )
 
 
-def _loading(data: DataConfig, process: Process) -> dict[str, Any]:
+def loading(data: DataConfig, process: Process) -> dict[str, Any]:
     """Arguments that both loaders share: which part of a batch, by which threads, where to."""
     return {
         "rank": process.rank,

@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.assembly.data import even_micro_batch
-from mobilenext.config import TrainConfig, to_plain
+from mobilenext.config import LoopConfig, TrainConfig, to_plain
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, labels_checksum
 from mobilenext.errors import InputError, first_line
@@ -38,12 +38,8 @@ def new_network(
     try:
         complexity = measure_complexity(network, size)
     except Exception as error:  # networks have no type for it
-        raise _refused(config, "evaluation (data.eval_size)", (1, 3, size, size), error) from error
-    if config.batch_norm == "sync":
-        network = _synchronised(network, process)
-    if config.runtime.channels_last:
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    network.to(process.device)
+        raise refused(config, "evaluation (data.eval_size)", (1, 3, size, size), error) from error
+    network = on_device(network, config, process)
     if config.freeze_backbone:
         classifier = classifier_modules(network)
         if not classifier:
@@ -57,21 +53,31 @@ def new_network(
     return network, complexity
 
 
-def averages(network: nn.Module, config: TrainConfig) -> AveragedWeights | None:
+def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Module:
+    """The network on its process's device, in its memory format, with the norms that are asked."""
+    if config.batch_norm == "sync":
+        network = _synchronised(network, process)
+    if config.runtime.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return network.to(process.device)
+
+
+def averages(network: nn.Module, config: LoopConfig) -> AveragedWeights | None:
     """Averaged weights of a network, if the config asks for them."""
     if config.ema_decay is None:
         return None
     return AveragedWeights(network, config.ema_decay, config.ema_warmup)
 
 
-def new_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def new_optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """The optimiser of a network's trainable parameters, grouped by decay and layer."""
     decay = config.optimizer.get("weight_decay", 0.0)
-    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, config.layer_decay)
+    layer_decay = config.layer_decay if isinstance(config, TrainConfig) else None
+    groups = weight_decay_groups(network, decay, config.decay_norm_and_bias, layer_decay)
     return build(config.optimizer, params=groups)
 
 
-def new_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+def new_schedule(config: LoopConfig, steps_per_epoch: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, asked for every epoch's rate beforehand.
 
     Raises:
@@ -93,7 +99,7 @@ def new_update(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
-    config: TrainConfig,
+    config: LoopConfig,
     process: Process,
 ) -> Update:
     """The optimiser step of a run.
@@ -121,7 +127,7 @@ def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
     }
 
 
-def run_settings(config: TrainConfig) -> RunSettings:
+def run_settings(config: LoopConfig) -> RunSettings:
     """Settings of a run that do not depend on what it learns."""
     return RunSettings(
         config.epochs,
@@ -132,7 +138,7 @@ def run_settings(config: TrainConfig) -> RunSettings:
     )
 
 
-def unites_by(config: TrainConfig) -> str:
+def unites_by(config: LoopConfig) -> str:
     """Way in which processes get the same running statistics: reduce, broadcast or sync."""
     # Frozen statistics are equal on all processes; averaging them could still change the last bit.
     return "broadcast" if config.freeze_backbone else config.batch_norm
@@ -171,7 +177,7 @@ def try_step(
         check_logits(logits, (count, classes))
         logits.float().sum().backward()
     except Exception as error:  # networks have no type for it
-        raise _refused(config, "training (data.image_size)", shape, error) from error
+        raise refused(config, "training (data.image_size)", shape, error) from error
     network.zero_grad(set_to_none=True)
     for buffer, value in zip(network.buffers(), before, strict=True):
         buffer.copy_(value)
@@ -184,7 +190,7 @@ TIGHT = 0.8
 """Share of the memory that is left, above which a step is worth a note."""
 
 
-def memory_note(config: TrainConfig, kept: int, process: Process) -> list[str]:
+def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
     """A note on a training step that needs nearly all memory, if it does.
 
     Args:
@@ -214,9 +220,8 @@ def memory_note(config: TrainConfig, kept: int, process: Process) -> list[str]:
     return [text]
 
 
-def _refused(
-    config: TrainConfig, when: str, shape: tuple[int, ...], error: Exception
-) -> InputError:
+def refused(config: LoopConfig, when: str, shape: tuple[int, ...], error: Exception) -> InputError:
+    """The error about a network that does not take some images."""
     return InputError(
         f"model={config.model.name} does not take the images of {when}, a batch of shape {shape} "
         f"for one process: {first_line(error)}. Change the images' size, data.global_batch_size or "

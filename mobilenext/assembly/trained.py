@@ -21,7 +21,7 @@ from mobilenext.config.targets import (
     build,
     confined,
 )
-from mobilenext.data import ImageData, digits
+from mobilenext.data import BoxData, ImageData, digits
 from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 from mobilenext.metrics.classification import check_logits
@@ -64,6 +64,11 @@ def rebuilt_with_cost(
     model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
 ) -> tuple[nn.Module, Complexity]:
     """The network of `rebuilt`, and its cost for one such image."""
+    if "detector" in model:
+        raise InputError(
+            f"{printable(path)}: expected a classifier, got a detector; what takes detectors is "
+            "evaluate, predict, export, quantize and latency"
+        )
     elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
     try:
         with allocating_at_most(4 * elements + SLACK):
@@ -158,7 +163,9 @@ def images_of(data: DataConfig, chosen: bool) -> ImageData:
     return build(data.source, STORED_SOURCES, **asked)
 
 
-def check_classes(described: dict[str, Any], path: Path, images: ImageData, data_name: str) -> None:
+def check_classes(
+    described: dict[str, Any], path: Path, images: ImageData | BoxData, data_name: str
+) -> None:
     """Raise `InputError` unless a trained network knows the classes of some data.
 
     Args:

@@ -7,10 +7,13 @@ own signature describes (network, optimiser, schedule, data source) stays a plai
 `_target_`, which `targets.build` calls if it is in one of its tables.
 """
 
+from mobilenext.config.detection import DetectConfig
 from mobilenext.config.groups import (
     AugmentConfig,
+    BoxAugmentConfig,
     CheckpointConfig,
     DataConfig,
+    DetectorConfig,
     ModelConfig,
     RuntimeConfig,
 )
@@ -25,13 +28,17 @@ from mobilenext.config.schemas import (
     to_yaml,
     typed,
 )
-from mobilenext.config.training import TrainConfig
+from mobilenext.config.training import LoopConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
+    "BoxAugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DetectConfig",
+    "DetectorConfig",
     "HasRun",
+    "LoopConfig",
     "ModelConfig",
     "RuntimeConfig",
     "TrainConfig",

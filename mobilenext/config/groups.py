@@ -72,6 +72,9 @@ class DataConfig:
     on_bad_image: str = "error"
     """An image that can't be read stops the run (error), or is counted, named and left out (skip):
     in training another one takes its place, in evaluation it is not part of the count."""
+    on_bad_box: str = added_later("drop")
+    """Of detection: a box that is not inside of its image stops the run (error), is cut to the
+    image (clip), or its object is left out (drop); always counted. See `data.box_problems`."""
     max_bad_share: float = machine_only(0.01)
     """With skip: share of a split's images that may be unreadable; more stops the run."""
     workers: int | None = machine_only(None)
@@ -106,6 +109,7 @@ class DataConfig:
             held_out,
         )
         check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
+        check_choice("data.on_bad_box", self.on_bad_box, ("drop", "clip", "error"))
         share = self.max_bad_share
         check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
         workers = self.workers
@@ -131,6 +135,9 @@ class AugmentConfig:
     """timm's description, for instance rand-m9-mstd0.5."""
     erasing: float = 0.0
     """Probability of random erasing."""
+    pad_crop: int | None = added_later(None)
+    """In place of the random resized crop, the whole image shifted by up to this many pixels on
+    each axis, over black; null: random resized crops."""
     mixup: float = 0.0
     """Alpha of mixup; 0 turns it off."""
     cutmix: float = 0.0
@@ -148,6 +155,8 @@ class AugmentConfig:
         check(self.crop_scale[-1] <= 1, "augment.crop_scale", "shares up to 1", self.crop_scale)
         for key in ("hflip", "erasing"):
             check(0 <= getattr(self, key) <= 1, f"augment.{key}", "in [0, 1]", getattr(self, key))
+        shift = self.pad_crop
+        check(shift is None or 0 <= shift <= 512, "augment.pad_crop", "null, or 0 to 512", shift)
         for key in ("mixup", "cutmix"):
             check(getattr(self, key) >= 0, f"augment.{key}", "0 or more", getattr(self, key))
         jitter = self.color_jitter
@@ -157,6 +166,40 @@ class AugmentConfig:
             "4 numbers from 0 on, hue at most 0.5",
             jitter,
         )
+
+
+@dataclass
+class BoxAugmentConfig:
+    """Group `augment` of detection: arguments of `mobilenext.data.BoxTransform`, and colours."""
+
+    zoom_out: float = 1.0
+    """Largest side of a canvas around the image over the image's; 1: the image as it is."""
+    zoom_out_probability: float = 0.5
+    """Probability of a canvas that is larger than the image."""
+    iou_crop: bool = False
+    """Cut out a part that overlaps with an object by an IoU that is drawn."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    interpolation: str = "bilinear"
+    """bilinear or bicubic, antialiased."""
+    photometric: bool = False
+    """SSD's distortion of brightness, contrast, saturation, hue and the order of channels."""
+
+    def __post_init__(self) -> None:
+        check(1 <= self.zoom_out <= 16, "augment.zoom_out", "1 to 16", self.zoom_out)
+        for key in ("zoom_out_probability", "hflip"):
+            check(0 <= getattr(self, key) <= 1, f"augment.{key}", "in [0, 1]", getattr(self, key))
+        check_choice("augment.interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+
+@dataclass
+class DetectorConfig:
+    """Group `detector`."""
+
+    name: str = MISSING
+    """Short name, for run folders and tables."""
+    network: dict[str, Any] = MISSING
+    """`_target_` and arguments, all but `backbone`, `num_classes` and `image_size`."""
 
 
 @dataclass

@@ -69,6 +69,9 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
             f"{given}: several values make a sweep, with -m; a list is {key}=[{value}], and a text "
             f"with commas is {_quoted(key, value)}"
         )
+    other_job = re.match(r"In '(\w+)/([\w/]+)': ConfigKeyError", first)
+    if other_job is not None:
+        return _of_another_job(other_job[1], other_job[2], str(error))
     if isinstance(cause, OmegaConfBaseException):
         key = str(getattr(cause, "full_key", None) or "")
         given = next((text for text in overrides if _key_of(text) == key), key)
@@ -107,6 +110,17 @@ def _unknown_choice(error: MissingConfigException) -> str:
     close = difflib.get_close_matches(choice, options, n=3)
     meant = f"did you mean {' or '.join(f'{group}={name}' for name in close)}? " if close else ""
     return f"{group}={choice}: there is no such choice; {meant}choices: {', '.join(options)}"
+
+
+def _of_another_job(group: str, choice: str, message: str) -> str:
+    """About a choice whose keys this job does not have."""
+    key = re.search(r"Key '(\w+)' not in", message)
+    which = f" (key {key[1]})" if key else ""
+    return (
+        f"{group}={choice}{which} does not go with this job, or with the chosen data: detectors "
+        "(scripts/detect.py) take data=voc or data=coco and augment=ssd, ssd_gentle or "
+        "boxes_flip; classifiers (train.py) take the others"
+    )
 
 
 def _unknown_key(error: OmegaConfBaseException, given: str) -> str | None:

@@ -138,10 +138,11 @@ Not all modules. Some set any attribute (ParameterDict), some make many copies o
 """
 SOURCES = (
     Family("mobilenext.data",
-           ("cifar10", "digits", "image_folder", "imagenet", "imagenette", "synthetic")),
+           ("cifar10", "coco", "digits", "image_folder", "imagenet", "imagenette", "synthetic",
+            "voc")),
 )  # fmt: skip
 OPTIMIZATION = (
-    Family("mobilenext.optim", ("constant", "cosine", "step_decay")),
+    Family("mobilenext.optim", ("constant", "cosine", "milestones", "step_decay")),
     Family("torch.optim", base=OPTIMIZER),
     Family("timm.optim", base=OPTIMIZER),
 )

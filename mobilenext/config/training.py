@@ -1,4 +1,4 @@
-"""The config of a training run."""
+"""The configs of training runs: what all loops have, and what training a classifier has."""
 
 import os
 from dataclasses import dataclass, field
@@ -26,8 +26,8 @@ from mobilenext.errors import InputError
 
 
 @dataclass
-class TrainConfig(HasRun):
-    """Job `train`, and what a checkpoint says of the run that it belongs to."""
+class LoopConfig(HasRun):
+    """What every training has, whatever is learned."""
 
     name: str = MISSING
     """First part of the run folder's name."""
@@ -43,8 +43,6 @@ class TrainConfig(HasRun):
     """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
     epochs: int = MISSING
     """Passes over the training split, cool-down included."""
-    label_smoothing: float = 0.0
-    """Share of the target spread over all classes, in [0, 1)."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also holds for norms and biases."""
     clip_grad_norm: float | None = None
@@ -64,17 +62,13 @@ class TrainConfig(HasRun):
     """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
     (.safetensors, or a file of torch.save). A classifier for other classes keeps random weights."""
     freeze_backbone: bool = added_later(False)
-    """Train the classifier only; the rest stays as it is, running statistics included, and is in
-    evaluation mode."""
-    layer_decay: float | None = added_later(None)
-    """Learning rate of each group of layers over that of the next one, from the classifier down; in
-    (0, 1]; null: all learn at the same rate."""
+    """Train the classifier only (of a detector: all but its backbone); the rest stays as it is,
+    running statistics included, and is in evaluation mode."""
     checkpoint: CheckpointConfig = field(
         default_factory=CheckpointConfig, metadata={"machine_only": True}
     )
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
-    augment: AugmentConfig = MISSING
     optimizer: dict[str, Any] = MISSING
     """`_target_` of a torch optimiser and its arguments, all but `params`."""
     schedule: dict[str, Any] = MISSING
@@ -92,8 +86,7 @@ class TrainConfig(HasRun):
         self.identity = parse_number(self.identity)
         check_multipliers(self.width, self.identity)
         check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        smoothing, decay, clip = self.label_smoothing, self.ema_decay, self.clip_grad_norm
-        check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
+        decay, clip = self.ema_decay, self.clip_grad_norm
         check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)
         check(
@@ -103,10 +96,8 @@ class TrainConfig(HasRun):
             "a run that stays the same, runs/NAME/HASH; this command's own run would be the latest",
             self.init_from,
         )  # fmt: skip
-        given, layers = self.init_from is not None, self.layer_decay
-        check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)
         check(
-            given or not self.freeze_backbone,
+            self.init_from is not None or not self.freeze_backbone,
             "freeze_backbone",
             "false, or init_from=FILE beside it: there is nothing to keep in random weights",
             self.freeze_backbone,
@@ -123,3 +114,21 @@ class TrainConfig(HasRun):
                 "optimizer.fused=true: SGD's fused form spoils its momentum together with the "
                 "gradient scaler of runtime.precision=fp16; use bf16, or optimizer.fused=false"
             )
+
+
+@dataclass
+class TrainConfig(LoopConfig):
+    """Job `train`, and what a checkpoint says of the run that it belongs to."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1)."""
+    layer_decay: float | None = added_later(None)
+    """Learning rate of each group of layers over that of the next one, from the classifier down; in
+    (0, 1]; null: all learn at the same rate."""
+    augment: AugmentConfig = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        smoothing, layers = self.label_smoothing, self.layer_decay
+        check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
+        check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)

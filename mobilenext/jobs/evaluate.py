@@ -1,4 +1,4 @@
-"""Evaluation of a trained network: each image exactly once, for any number of processes."""
+"""Evaluation of a classifier or a detector: each image once, for any number of processes."""
 
 import math
 from contextlib import closing
@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from mobilenext.assembly.data import device_batches, validation_loader
+from mobilenext.assembly.detection import (
+    box_batches,
+    box_validation_loader,
+    check_box_data,
+    is_detector,
+    rebuilt_detector,
+)
 from mobilenext.assembly.trained import (
     check_classes,
     evaluation_data,
@@ -20,10 +27,13 @@ from mobilenext.assembly.trained import (
 from mobilenext.config import DataConfig, HasRun, RuntimeConfig, to_yaml
 from mobilenext.config.fields import MISSING, check, machine_only, path_field
 from mobilenext.config.run import absolute
-from mobilenext.data import ImageData, Loader, evaluated_indices, relative_name
+from mobilenext.data import BoxData, ImageData, Loader, evaluated_indices, relative_name
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.metrics.classification import Observer, score
+from mobilenext.metrics.detection import MultiBoxLoss, score_detections
+from mobilenext.metrics.detection_report import detection_files, detections_table
+from mobilenext.metrics.detection_report import lines_of as detection_lines
 from mobilenext.metrics.predictions import (
     MOST_CLASSES,
     ConfusionMatrix,
@@ -39,6 +49,7 @@ from mobilenext.tables.confusion import (
     mean_class_top1,
 )
 from mobilenext.tables.predictions import predictions_table
+from mobilenext.training.measures import DETECTION
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights, weights_path
@@ -83,6 +94,8 @@ class EvaluateConfig(HasRun):
 def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     """Rebuild a checkpoint's network and print its top-1, top-5 and loss, and accuracy by class.
 
+    Of a detector, average precision and loss, and average precision by class.
+
     The run folder gets config.yaml, classes.csv, the confusion matrix (see `tables.confusion`) and
     result.json.
 
@@ -91,7 +104,7 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
         process: This process among those of the job.
 
     Returns:
-        What result.json says: accuracies in per cent, loss in nats.
+        What result.json says: accuracies and average precision in per cent, loss in nats.
 
     Raises:
         InputError: The checkpoint can't be used, its classes are not those of the data, or a file
@@ -104,6 +117,9 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     tensors, described = load_weights(path)
     data = evaluation_data(described["data"], config.data)
     images = images_of(data, chosen=config.data.get("source") is not None)
+    if is_detector(described):
+        boxes = check_box_data(images, data.name)
+        return _evaluate_detector(tensors, described, data, boxes, config, process)
     check_classes(described, path, images, data.name)
     for note in images.notes:
         say(f"note: {note}", process)
@@ -150,6 +166,73 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     else:
         by_class = "\n".join(lines_of(counts, images.classes))
     say(f"{by_class}\nrun folder: {folder.path}", process)
+    return result
+
+
+def _evaluate_detector(
+    tensors: dict[str, Tensor],
+    described: dict[str, Any],
+    data: DataConfig,
+    images: BoxData,
+    config: EvaluateConfig,
+    process: Process,
+) -> dict[str, Any]:
+    """Average precision of a detector, by class; the folder gets what `detect` leaves, too."""
+    path, model = config.weights, described["model"]
+    check_classes(described, path, images, data.name)
+    for note in images.notes:
+        say(f"note: {note}", process)
+    note_differences(described, path, data, process)
+    network = rebuilt_detector(model, tensors, path, data.eval_size, data.eval_batch_size)
+    network.to(process.device)
+    loss = MultiBoxLoss(network)  # pyright: ignore[reportArgumentType]
+    to_device = box_batches(data, process, config.runtime.channels_last)
+    with (
+        closing(box_validation_loader(data, images.val, process)) as loader,
+        Progress("evaluation", "batches", len(loader), 0, process, lines=False) as progress,
+    ):
+        found = score_detections(
+            network, loader, to_device, process, images.val, len(images.classes), loss,
+            shown=progress.through,
+        )  # fmt: skip
+        unreadable = process.gather(loader.unreadable)
+    assert found is not None  # nobody interrupts it
+    for part in unreadable:
+        for text in part.values():
+            say(f"warning: left out: {text}", process)
+    result = {
+        "kind": "evaluation",
+        "task": "detection",
+        "model": model["name"],
+        "detector": str(model["detector"].get("name")),
+        "data": data.name,
+        "split": images.split_name,
+        "protocol": images.protocol,
+        "objects": images.counts,
+        **found.scores,
+        "checkpoint": str(path),
+        **provenance(process),
+    }
+    folder = RunFolder(config.run_path)
+
+    def leave() -> None:
+        if config.predictions is not None:
+            table = detections_table(found, images.val, images.classes)
+            with writable(f"predictions={config.predictions}"):
+                write_whole(Path(config.predictions), table)
+        folder.create(to_yaml(config))
+        folder.write_files(detection_files(found, images)[0])
+        folder.write_result(result)
+
+    process.on_main(leave)
+    measure = DETECTION[images.protocol]
+    lines = [
+        f"{path}: {measure.text(found.scores[measure.key])}, loss {found.scores['loss']:.4f}, "
+        f"{found.scores['count']} images of {data.name}",
+        *detection_lines(found, images.classes),
+        f"run folder: {folder.path}",
+    ]
+    say("\n".join(lines), process)
     return result
 
 

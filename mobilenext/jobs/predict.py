@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 
 from mobilenext.assembly.data import device_batches, evaluation_transform
+from mobilenext.assembly.detection import is_detector, rebuilt_detector
 from mobilenext.assembly.trained import complete_data, evaluation_data, rebuilt
 from mobilenext.config import RuntimeConfig
 from mobilenext.config.fields import MISSING, check, path_field, path_list
@@ -21,6 +23,13 @@ from mobilenext.data.transforms import EvalTransform
 from mobilenext.deploy.answers import Answer, sheet, thumbnail, to_json
 from mobilenext.deploy.formats import BY_SUFFIX, load
 from mobilenext.deploy.hub.trained import read_trained
+from mobilenext.deploy.objects_page import (
+    Objects,
+    drawn,
+    objects_csv,
+    objects_json,
+    objects_sheet,
+)
 from mobilenext.deploy.preprocessing import read_preprocessing
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable, read_regular, writable, write_whole
@@ -28,7 +37,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.tables import to_csv
 from mobilenext.tables.predictions import predictions_table
 from mobilenext.training.progress import Progress, say
-from mobilenext.training.weights_files import weights_path
+from mobilenext.training.weights_files import load_weights, weights_path
 
 FILES = ("predictions.csv", "predictions.json", "predictions.html")
 TOP = 5
@@ -51,9 +60,12 @@ class PredictConfig:
     """Folder for predictions.csv, .json and .html (a page of the pictures)."""
     shown: int = 400
     """Pictures in the page, wrong ones first; the other two files have all."""
+    threshold: float = 0.3
+    """Of a detector: least score of an object."""
     runtime: RuntimeConfig = MISSING
 
     def __post_init__(self) -> None:
+        check(0 <= self.threshold < 1, "threshold", "a score in [0, 1)", self.threshold)
         check(self.shown >= 0, "shown", "a number of pictures from 0 on", self.shown)
 
 
@@ -70,14 +82,16 @@ class _Network:
 def predict(config: PredictConfig, process: Process) -> dict[str, Any]:
     """Classify pictures, print the five most probable classes of each, and write them.
 
+    A detector finds objects instead, and the page shows their boxes.
+
     Args:
         config: The job's config.
         process: This process; there may be no others.
 
     Returns:
-        `images`, the number classified; `unreadable`, that of pictures which could not be read;
-        `known`, that of pictures whose class their folder says; `right`, that of those answered
-        right.
+        Of a classifier `images`, the number classified; `unreadable`, that of pictures which could
+        not be read; `known`, that of pictures whose class their folder says; `right`, that of those
+        answered right. Of a detector `images`, `unreadable`, and `objects`, the number found.
 
     Raises:
         InputError: The network can't be used, there are no pictures or none can be read, the folder
@@ -87,6 +101,9 @@ def predict(config: PredictConfig, process: Process) -> dict[str, Any]:
     output = Path(config.output)
     check_output_folder("output", output, FILES)
     paths = list(_pictures(config.images))
+    detector = _opened_detector(Path(config.checkpoint), config, process)
+    if detector is not None:
+        return _find_objects(paths, detector, config, output, process)
     network = _opened(Path(config.checkpoint), config, process)
     found, unreadable = _answers(paths, network, config.shown, process)
     for text in unreadable:
@@ -213,6 +230,108 @@ def _opened(path: Path, config: PredictConfig, process: Process) -> _Network:
             return network(images).float().cpu().numpy()
 
     return _Network(tuple(trained.classes), evaluation_transform(data), logits)
+
+
+# ---- detectors ----
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """A detector with all that it takes to find objects in pictures."""
+
+    classes: tuple[str, ...]
+    image_size: int
+    detections: Callable[[np.ndarray], list[dict[str, torch.Tensor]]]
+    """Of pixels, uint8 (N, image_size, image_size, 3); boxes in these pixels."""
+
+
+def _opened_detector(path: Path, config: PredictConfig, process: Process) -> _Detector | None:
+    """The detector of a run; None if the file is of something else."""
+    if path.suffix in BY_SUFFIX and path.is_file():
+        return None
+    found = weights_path(path)
+    tensors, described = load_weights(found)
+    if not is_detector(described):
+        return None
+    data = evaluation_data(complete_data(described["data"]), {})
+    network = rebuilt_detector(described["model"], tensors, found, data.eval_size, BATCH)
+    network.to(process.device)
+    to_device = device_batches(data, process, config.runtime.channels_last)
+
+    def detections(pixels: np.ndarray) -> list[dict[str, torch.Tensor]]:
+        with torch.no_grad():
+            images, _ = to_device(torch.from_numpy(pixels), torch.zeros(len(pixels)))
+            return network.detections(*network(images))  # pyright: ignore[reportCallIssue]
+
+    return _Detector(tuple(described["classes"]), data.eval_size, detections)
+
+
+def _find_objects(
+    paths: list[Path], detector: _Detector, config: PredictConfig, output: Path, process: Process
+) -> dict[str, Any]:
+    """Find objects in pictures, print and write them."""
+    found: list[Objects] = []
+    unreadable: list[str] = []
+    batches = [paths[first : first + BATCH] for first in range(0, len(paths), BATCH)]
+    with Progress("pictures", "batches", len(batches), 0, process, lines=False) as bar:
+        for batch in bar.through(batches):
+            images: list[tuple[Path, PIL.Image.Image]] = []
+            for path in batch:
+                try:
+                    images.append((path, decode_bytes(read_regular(path), printable(path))))
+                except (InputError, OSError) as error:
+                    unreadable.append(str(error))
+            if images:
+                found += _objects_in(images, detector, config, kept=config.shown - len(found))
+    for text in unreadable:
+        say(f"warning: left out: {text}")
+    if not found:
+        raise InputError(f"none of {len(paths)} pictures can be read: see the warnings above")
+    objects = sum(len(one.scores) for one in found)
+    summary = (
+        f"{objects:,} objects with a score of at least {config.threshold:g} in "
+        f"{_summary(len(found), 0, 0, len(unreadable))}"
+    )
+    left_out = len(found) - sum(bool(one.picture) for one in found)
+    more = [f"{left_out:,} more pictures are in the other two files."] if left_out else []
+    page = objects_sheet(found, f"Objects found by {config.checkpoint}", [summary, *more])
+    with writable(f"output={output}"):
+        texts = (objects_csv(found), objects_json(found), page)
+        for name, text in zip(FILES, texts, strict=True):
+            write_whole(output / name, text)
+    say("\n".join(one.line() for one in found[:MOST_LINES]))
+    if len(found) > MOST_LINES:
+        say(f"... and {len(found) - MOST_LINES:,} more in the files")
+    say(f"{summary}\n{output}: {', '.join(FILES)}")
+    return {"images": len(found), "unreadable": len(unreadable), "objects": objects}
+
+
+def _objects_in(
+    images: list[tuple[Path, PIL.Image.Image]],
+    detector: _Detector,
+    config: PredictConfig,
+    kept: int,
+) -> list[Objects]:
+    """What is found in some pictures; the first `kept` of them are drawn."""
+    size = detector.image_size
+    squares = [
+        np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR)) for _, image in images
+    ]
+    answers = []
+    for number, ((path, image), one) in enumerate(
+        zip(images, detector.detections(np.stack(squares)), strict=True)
+    ):
+        sure = one["scores"] >= config.threshold
+        scale = np.array([image.width, image.height] * 2) / size
+        labels: list[int] = one["labels"][sure].tolist()
+        answer = Objects(
+            str(path), tuple(labels), tuple(detector.classes[label] for label in labels),
+            tuple(one["scores"][sure].tolist()), one["boxes"][sure].double().cpu().numpy() * scale,
+        )  # fmt: skip
+        if number < kept:
+            answer = dataclasses.replace(answer, picture=drawn(image, answer))
+        answers.append(answer)
+    return answers
 
 
 def _read(path: Path, transform: EvalTransform) -> tuple[np.ndarray, bytes] | str:

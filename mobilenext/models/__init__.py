@@ -12,6 +12,7 @@ from mobilenext.models.mobilenext import STAGES, MobileNeXt, Stage
 from mobilenext.models.sandglass import BottleneckBlock, SandglassBlock
 
 if TYPE_CHECKING:
+    from mobilenext.models.detection.ssdlite import SSDLite
     from mobilenext.models.libraries import timm_model, torchvision_model
     from mobilenext.models.mobilenetv2 import InvertedResidualVariant, MobileNetV2
 
@@ -22,6 +23,7 @@ __all__ = [
     "InvertedResidualVariant",
     "MobileNeXt",
     "MobileNetV2",
+    "SSDLite",
     "SandglassBlock",
     "Stage",
     "mnext_l",
@@ -33,6 +35,7 @@ __all__ = [
 OF_LIBRARIES = {
     "InvertedResidualVariant": "mobilenetv2",
     "MobileNetV2": "mobilenetv2",
+    "SSDLite": "detection.ssdlite",
     "timm_model": "libraries",
     "torchvision_model": "libraries",
 }

@@ -96,6 +96,16 @@ def fit_weights(tensors: Mapping[str, Tensor], network: nn.Module) -> FittedWeig
     return FittedWeights(fitted, left_out)
 
 
+def fit_into(tensors: Mapping[str, Tensor], network: nn.Module) -> FittedWeights:
+    """`fit_weights`, or the network's own way where it has one: detectors take classifiers'.
+
+    Raises:
+        InputError: As `fit_weights`.
+    """
+    own = getattr(network, "fitted", None)
+    return fit_weights(tensors, network) if own is None else own(tensors)
+
+
 def classifier_modules(network: nn.Module) -> list[nn.Module]:
     """The layers that make logits: what `get_classifier` says, else the last linear layer.
 

@@ -9,7 +9,7 @@ what timm did in 2020, when the released MobileNeXt runs were trained.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from mobilenext.errors import InputError
@@ -90,6 +90,41 @@ def step_decay(
 
     frame = (step, steps_per_epoch, epochs, warmup_epochs, cooldown_epochs, every)
     return _framed(curve, *frame, base_lr, warmup_lr, min_lr)
+
+
+def milestones(
+    step: int,
+    *,
+    base_lr: float,
+    steps_per_epoch: int,
+    epochs: int,
+    decay_rate: float,
+    at: Sequence[float],
+    warmup_epochs: float = 0.0,
+    warmup_lr: float = 0.0,
+    every: Every = "step",
+) -> float:
+    """base_lr times `decay_rate` for each milestone that lies behind.
+
+    Args:
+        step: Optimiser steps done so far, from 0.
+        base_lr: The rate at the start.
+        steps_per_epoch: Optimiser steps in an epoch.
+        epochs: Epochs of the whole run.
+        decay_rate: Factor at each milestone, for instance 0.1.
+        at: Milestones, as shares of the run: 0.5 is its middle.
+        warmup_epochs: Length of the warm-up.
+        warmup_lr: The rate at step 0 where there is a warm-up.
+        every: Whether the rate may move each step or each epoch.
+    """
+    if not 0 < decay_rate <= 1:
+        raise InputError(f"schedule: expected decay_rate in (0, 1], got {decay_rate}")
+
+    def curve(t: float, horizon: float) -> float:
+        return base_lr * decay_rate ** sum(t >= share * horizon for share in at)
+
+    frame = (step, steps_per_epoch, epochs, warmup_epochs, 0, every)
+    return _framed(curve, *frame, base_lr, warmup_lr, 0.0)
 
 
 def constant(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenext import program
+from mobilenext.training.measures import measure_of
 
 
 def already_finished(result: dict[str, Any], folder: Path, output_dir: str) -> str:
@@ -17,12 +18,18 @@ def already_finished(result: dict[str, Any], folder: Path, output_dir: str) -> s
     """
     used = result["hardware"]
     return (
-        f"already finished: top-1 {result['top1']:.2f} % (on {used['processes']} x "
+        f"already finished: {_score(result)}(on {used['processes']} x "
         f"{used['device']}, {used['threads_per_process']} threads each)\n"
         f"run folder: {folder}\n"
         "to train again, give another seed or output_dir, or delete that folder\n"
         f"{next_commands(folder, output_dir)}"
     )
+
+
+def _score(result: dict[str, Any]) -> str:
+    """What the run was judged by, with a space behind."""
+    measure = measure_of(result)
+    return "" if measure is None else f"{measure.text(result[measure.key])} "
 
 
 def next_commands(folder: Path, output_dir: str) -> str:

@@ -29,7 +29,15 @@ class Measure:
 
 TOP1 = Measure("top1", "top-1", counted_in_training=True, reported=("top1", "top5"))
 
-MEASURES = (TOP1,)
+AP_VOC = Measure(
+    "ap_voc_11point", "AP (VOC, 11 points)",
+    reported=("ap_voc_11point", "ap_voc_area", "ap_coco"),
+)  # fmt: skip
+AP_COCO = Measure("ap_coco", "AP (COCO)", reported=("ap_coco", "ap_coco_50", "ap_coco_75"))
+DETECTION = {"voc": AP_VOC, "coco": AP_COCO}
+"""By the protocol that a data set is known by."""
+
+MEASURES = (TOP1, AP_VOC, AP_COCO)
 """All that runs are judged by; those who read records of any run find theirs here."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable
-from mobilenext.models.weights import fit_weights
+from mobilenext.models.weights import fit_into
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
@@ -91,7 +91,7 @@ class TrainState:
         try:
             path = process.on_main(lambda: weights_path(path))
             given, checksum = process.on_main(lambda: (read_weights(path), sha256_of(path)))
-            fitted = fit_weights(given.tensors, self.network)
+            fitted = fit_into(given.tensors, self.network)
         except InputError as error:
             about = "" if str(path) in str(error) else f"{path}: "
             both = "" if given is None else _both_networks(self.described["model"], path)
@@ -100,9 +100,8 @@ class TrainState:
             network.load_state_dict({**network.state_dict(), **fitted.tensors})
         self.described["init_from"] = {"path": str(path), "sha256": checksum}
         classes = len(self.described["classes"])
-        anew = (
-            f" (classifier made anew for {classes} classes)" if fitted.classifier_left_out else ""
-        )
+        part = "head" if "detector" in self.described["model"] else "classifier"
+        anew = f" ({part} made anew for {classes} classes)" if fitted.classifier_left_out else ""
         which = f", its entry {given.entry}" if given.entry else ""
         say(f"weights from {path}{which}{anew}", process)
 
@@ -223,6 +222,8 @@ def _both_networks(wanted: dict[str, Any], path: Path) -> str:
 
 def _check_same(described: dict[str, Any], plain: dict[str, Any], path: Path) -> None:
     for part in ("model", "classes", "train_images", "train_labels_crc32"):
+        if part not in described:
+            continue
         expected, found = described[part], plain.get(part, described[part])
         if found == expected:
             continue

@@ -20,6 +20,8 @@ from mobilenext.files import open_regular, printable, read_regular, what_is, wri
 from mobilenext.plain import check_plain
 from mobilenext.training.checkpoint import is_sealed, load_checkpoint, unpickled
 
+MOST_WHY = 300
+"""Characters of a list of names that do not fit."""
 ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model",
            "model_state_dict")  # fmt: skip
 """Entries of checkpoints in which trainers keep weights, averages first: timm's, torchvision's and
@@ -291,9 +293,11 @@ def load_into(network: nn.Module, tensors: dict[str, torch.Tensor], path: Path) 
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
+        why = first_line(error, 1)
+        why = why if len(why) <= MOST_WHY else f"{why[:MOST_WHY]} ..."
         raise InputError(
             f"{path}: expected the weights of the {type(network).__name__} that the config "
-            f"describes, got those of another network ({first_line(error, 1)})"
+            f"describes, got those of another network ({why})"
         ) from error
 
 

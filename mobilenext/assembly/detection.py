@@ -1,0 +1,296 @@
+"""From a config to a detector and its batches, and back from a file of one."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mobilenext.assembly.data import even_micro_batch, loading
+from mobilenext.assembly.network import on_device, refused
+from mobilenext.assembly.trained import MOST_MADDS, MOST_VALUES, SLACK, rebuilt_with_cost
+from mobilenext.config import DataConfig, DetectConfig, to_plain
+from mobilenext.config.targets import STORED_NETWORKS, allocating_at_most, build, confined
+from mobilenext.data import (
+    Augment,
+    BoxData,
+    BoxImages,
+    BoxTransform,
+    DeviceBatches,
+    Loader,
+    Photometric,
+    eval_loader,
+    train_loader,
+)
+from mobilenext.data.boxes import BOX_TARGETS, PADDING
+from mobilenext.errors import InputError, first_line
+from mobilenext.files import printable
+from mobilenext.metrics.detection import MultiBoxLoss
+from mobilenext.models.complexity import Complexity, measure_complexity
+from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.precision import Precision
+from mobilenext.seeding import generator, seed_devices
+from mobilenext.training.unreadable import Loaders
+from mobilenext.training.weights_files import load_into
+
+
+def check_box_data(images: Any, name: str) -> BoxData:
+    """Raise `InputError` unless a data source gave images with boxes."""
+    if not isinstance(images, BoxData):
+        raise InputError(
+            f"data={printable(name)}: expected images with boxes (data=voc, data=coco), got images "
+            "of one class each; scripts/train.py trains classifiers"
+        )
+    return images
+
+
+@contextmanager
+def box_loaders(config: DetectConfig, images: BoxData, process: Process) -> Iterator[Loaders]:
+    """This process's batches of both splits; their threads end with the context.
+
+    Raises:
+        InputError: The batch can't be shared or split, or a decoder is not to be had.
+    """
+    with (
+        closing(box_training_loader(config, images, process)) as train,
+        closing(box_validation_loader(config.data, images.val, process)) as val,
+    ):
+        yield Loaders(train, val)
+
+
+def box_training_loader(config: DetectConfig, images: BoxData, process: Process) -> Loader:
+    """Augmented batches of this process, with their boxes.
+
+    Raises:
+        InputError: The batch can't be shared by the processes or split into micro-batches, or the
+            decoder is not to be had.
+    """
+    data = config.data
+    augment = {k: v for k, v in to_plain(config.augment).items() if k != "photometric"}
+    loader = train_loader(
+        images.train,
+        BoxTransform(data.image_size, images.train.boxes, **augment),
+        seed=config.seed,
+        global_batch_size=data.global_batch_size,
+        **loading(data, process),
+    )
+    share, micro_batch = data.global_batch_size // process.world_size, config.runtime.micro_batch
+    if micro_batch is not None and share % micro_batch:
+        raise InputError(
+            f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
+            f"process, for instance runtime.micro_batch={even_micro_batch(share, micro_batch)}"
+        )
+    return loader
+
+
+def box_validation_loader(data: DataConfig, images: BoxImages, process: Process) -> Loader:
+    """This process's whole batches of a split, its images squeezed to squares."""
+    return eval_loader(
+        images,
+        BoxTransform(data.eval_size, images.boxes, interpolation=data.eval_interpolation),
+        batch_size=data.eval_batch_size,
+        whole_batches=True,
+        **loading(data, process),
+    )
+
+
+def box_batches(data: DataConfig, process: Process, channels_last: bool) -> DeviceBatches:
+    """From batches on the host to normalised images on this process's device."""
+    return DeviceBatches(data.mean, data.std, process.device, channels_last, fills=True)
+
+
+def box_augment(config: DetectConfig, process: Process) -> Augment | None:
+    """Distortion of the colours of training images, if the config asks for it."""
+    if not config.augment.photometric:
+        return None
+    batch, rank = config.data.global_batch_size, process.rank
+    return Photometric(config.seed, batch, rank, process.world_size)
+
+
+def new_detector(
+    config: DetectConfig, classes: int, process: Process
+) -> tuple[nn.Module, Complexity]:
+    """The detector with its random weights on its device, and what it costs.
+
+    Raises:
+        InputError: The network has no such feature maps, or does not take the images.
+    """
+    seed_devices("init", config.seed)
+    size = config.data.image_size
+    backbone: nn.Module = build(config.model.network, num_classes=classes)
+    network: nn.Module = build(
+        config.detector.network, backbone=backbone, num_classes=classes, image_size=size
+    )
+    try:
+        complexity = measure_complexity(network, size)
+    except Exception as error:  # networks have no type for it
+        raise refused(config, "evaluation (data.eval_size)", (1, 3, size, size), error) from error
+    network = on_device(network, config, process)
+    if config.freeze_backbone:
+        network.frozen_part().requires_grad_(False)  # pyright: ignore[reportCallIssue]
+    return network, complexity
+
+
+def train_detector_mode(network: nn.Module, frozen_backbone: bool) -> None:
+    """Put a detector into training mode, all but a frozen backbone."""
+    network.train()
+    if frozen_backbone:
+        network.frozen_part().eval()  # pyright: ignore[reportCallIssue]
+
+
+def try_detector(
+    config: DetectConfig, network: nn.Module, precision: Precision, process: Process
+) -> int:
+    """Try a forward and a backward pass, and take back what they did to the network.
+
+    Returns:
+        Bytes that the forward pass keeps for the backward pass, for each image.
+
+    Raises:
+        InputError: The network does not take such a batch.
+    """
+    share = config.data.global_batch_size // process.world_size
+    count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
+    before = [buffer.clone() for buffer in network.buffers()]
+    train_detector_mode(network, config.freeze_backbone)
+    shape = (count, 3, size, size)
+    targets = torch.zeros(count, 2, BOX_TARGETS, device=process.device)
+    targets[:, 1:, 2:4] = size
+    targets[1:, 1:, 4] = PADDING
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    loss = MultiBoxLoss(network, config.negatives)  # pyright: ignore[reportArgumentType]
+    try:
+        with saved_tensors_hooks(keep, lambda tensor: tensor), precision.autocast():
+            value, _ = loss(network, torch.zeros(shape, device=process.device), targets)
+        value.backward()
+    except Exception as error:  # networks have no type for it
+        raise refused(config, "training (data.image_size)", shape, error) from error
+    network.zero_grad(set_to_none=True)
+    for buffer, old in zip(network.buffers(), before, strict=True):
+        buffer.copy_(old)
+    return sum(kept.values()) // count
+
+
+def described_detector(config: DetectConfig, images: BoxData) -> dict[str, Any]:
+    """Description of a detector and its training data, for checkpoints."""
+    model = {
+        **to_plain(config.model),
+        "num_classes": len(images.classes),
+        "detector": to_plain(config.detector),
+    }
+    return {
+        "model": model,
+        "classes": list(images.classes),
+        "data": to_plain(config.data),
+        "train_images": len(images.train),
+    }
+
+
+def is_detector(described: dict[str, Any]) -> bool:
+    """Whether what a file says of its network is of a detector."""
+    return "detector" in described["model"]
+
+
+def detector_words(model: dict[str, Any]) -> str:
+    """A detector and its backbone in words, for instance `ssdlite_authors on mobilenetv2 0.35`.
+
+    Args:
+        model: As checkpoints have it. A width multiplier of 1 is not said.
+    """
+    width = model["network"].get("width_mult") or 1.0
+    words = f"{model['detector'].get('name', 'detector')} on {model['name']}"
+    return words if width == 1 else f"{words} {width:g}"
+
+
+def rebuilt_either_with_cost(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
+) -> tuple[nn.Module, Complexity]:
+    """The classifier or detector that a checkpoint describes, and its cost for one image.
+
+    See `rebuilt_with_cost` and `rebuilt_detector`, which have the arguments and errors.
+    """
+    either = rebuilt_detector_with_cost if is_detector({"model": model}) else rebuilt_with_cost
+    return either(model, tensors, path, image_size, batch)
+
+
+def evaluation_pixels(data: DataConfig, images: BoxImages, index: int) -> np.ndarray:
+    """An image of a split as detectors see it in evaluation: uint8 (S, S, 3).
+
+    Raises:
+        InputError: It can't be read.
+    """
+    transform = BoxTransform(data.eval_size, images.boxes, interpolation=data.eval_interpolation)
+    image, _ = images[index]
+    view = transform.views(np.array([image.size]), np.array([index]), seed=0, epoch=0)[0]
+    return transform.render(image, view)
+
+
+def rebuilt_detector(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
+) -> nn.Module:
+    """The detector that a checkpoint describes, with its weights.
+
+    Args:
+        model: `network`, `detector` and `num_classes`, as checkpoints have them.
+        tensors: By name.
+        path: Where they come from, for the error.
+        image_size: Height and width of its images, in pixels.
+        batch: Images of one forward pass.
+
+    Raises:
+        InputError: The checkpoint asks for something else than a detector, its weights don't fit,
+            or it does not take such images.
+    """
+    return rebuilt_detector_with_cost(model, tensors, path, image_size, batch)[0]
+
+
+def rebuilt_detector_with_cost(
+    model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
+) -> tuple[nn.Module, Complexity]:
+    """The detector of `rebuilt_detector`, and its cost for one such image."""
+    place, classes = printable(path), model["num_classes"]
+    elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
+    try:
+        detector = model["detector"]["network"]
+        with allocating_at_most(8 * elements + SLACK):
+            backbone = build(model["network"], STORED_NETWORKS, num_classes=classes)
+            if not isinstance(backbone, nn.Module):
+                raise InputError(f"expected a network, got {type(backbone).__name__}")
+            network = build(
+                detector, STORED_NETWORKS, backbone=backbone, num_classes=classes,
+                image_size=image_size,
+            )  # fmt: skip
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{place}: its detector can't be built: {error}") from error
+    if not isinstance(network, nn.Module) or not hasattr(network, "detections"):
+        raise InputError(f"{place}: expected the description of a detector, got another one")
+    load_into(network, tensors, path)
+    network.eval()
+    trial = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
+    try:
+        cost = measure_complexity(network, image_size)
+        if cost.madds > MOST_MADDS or cost.largest * batch > MOST_VALUES:
+            raise ValueError(
+                f"it takes {cost.madds:,} MAdds for an image; expected at most {MOST_MADDS:,}"
+            )
+        with torch.no_grad(), confined():
+            logits, _ = network(trial)
+        if not logits.isfinite().all() or logits.shape[2] != 1 + classes:
+            raise ValueError("its logits are not finite, or not those of its classes")
+    except Exception as error:  # networks have no type for it
+        raise InputError(
+            f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
+            f"{first_line(error)}"
+        ) from error
+    return network, cost

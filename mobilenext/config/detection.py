@@ -1,0 +1,28 @@
+"""The config of a detector's training."""
+
+from dataclasses import dataclass
+
+from mobilenext.config.fields import MISSING, check
+from mobilenext.config.groups import BoxAugmentConfig, DetectorConfig
+from mobilenext.config.training import LoopConfig
+
+
+@dataclass
+class DetectConfig(LoopConfig):
+    """Job `detect`."""
+
+    negatives: float = 3.0
+    """Background boxes of an image that the loss counts, over those that match an object."""
+    detector: DetectorConfig = MISSING
+    augment: BoxAugmentConfig = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.negatives > 0, "negatives", "above 0", self.negatives)
+        size, evaluated = self.data.image_size, self.data.eval_size
+        check(
+            size == evaluated,
+            "data.eval_size",
+            f"data.image_size, {size}: default boxes belong to one size",
+            evaluated,
+        )
