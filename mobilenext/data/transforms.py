@@ -133,8 +133,8 @@ def render_beyond(image: PIL.Image.Image, view: np.void, size: int) -> np.ndarra
     one = np.array([view], view.dtype)
     one["flip"] = 0
     place = covered(one, size)[0]
-    first, last = np.floor(place[:2]).astype(int), np.ceil(place[2:]).astype(int)
-    first, last = first.clip(0, size - 1), np.maximum(last, first + 1)
+    first = np.floor(place[:2]).astype(int).clip(0, size - 1)
+    last = np.maximum(np.ceil(place[2:]).astype(int), first + 1)
     corner, limits = view["box"][:2], view["limits"].astype(np.float64)
     step = (view["box"][2:] - corner) / size
     box = np.concatenate([corner + first * step, corner + last * step])
@@ -232,12 +232,15 @@ def eval_transform(
 def limits_within(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """The whole pixels of images that boxes touch: left, top, right, bottom, (N, 4).
 
+    At least one pixel, the nearest where a box lies beside its image.
+
     Args:
         boxes: x0, y0, x1, y1 in pixels of each image, (N, 4).
         sizes: Widths and heights of the images, (N, 2).
     """
-    low, high = np.floor(boxes[:, :2]).clip(0), np.ceil(boxes[:, 2:])
-    return np.concatenate([np.minimum(low, sizes - 1), np.minimum(high, sizes)], axis=1)
+    low = np.minimum(np.floor(boxes[:, :2]).clip(0), sizes - 1)
+    high = np.maximum(np.minimum(np.ceil(boxes[:, 2:]), sizes), low + 1)
+    return np.concatenate([low, high], axis=1)
 
 
 def render_crop(image: PIL.Image.Image, view: np.void, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import read_results
 from mobilenext.tables.confusion import read_evaluations
-from mobilenext.tables.results import LATENCY, MEASURED, QUANTIZED, other_results
+from mobilenext.tables.results import DETECTION, LATENCY, MEASURED, QUANTIZED, other_results
 from mobilenext.training.progress import say
 
 
@@ -48,18 +48,21 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
     check_output_file("output", output)
     paths = [Path(path) for path in config.runs]
     evaluations = read_evaluations(paths)
-    quantized, timed = (other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY))
-    others = bool(evaluations or quantized or timed)
+    quantized, timed, detected = (
+        other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY, DETECTION)
+    )
+    others = bool(evaluations or quantized or timed or detected)
     results = read_results(paths or [MEASURED], others)
     page = render_page(
         results, config.title, output.parent, evaluations, [*quantized.values()],
-        [*timed.values()],
+        [*timed.values()], detected,
     )  # fmt: skip
     with writable(f"output={output}"):
         write_whole(output, page)
     found = f"{len(results)} run{'' if len(results) == 1 else 's'}"
     for count, word in (
-        (len(evaluations), "evaluation"), (len(quantized), "network"), (len(timed), "measurement"),
+        (len(detected), "detector"), (len(evaluations), "evaluation"),
+        (len(quantized), "network"), (len(timed), "measurement"),
     ):  # fmt: skip
         what = {"network": " at 8 bits", "measurement": " of latency"}.get(word, "")
         if count:

@@ -21,7 +21,7 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
-from mobilenext.tables.results import LATENCY, MEASURED, QUANTIZED, other_results
+from mobilenext.tables.results import DETECTION, LATENCY, MEASURED, QUANTIZED, other_results
 from mobilenext.training.progress import say
 
 
@@ -69,10 +69,14 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
             a file can't be written.
     """
     paths = [Path(path) for path in config.runs]
-    quantized, timed = (other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY))
-    results = read_results(paths or [MEASURED], bool(quantized or timed))
+    quantized, timed, detected = (
+        other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY, DETECTION)
+    )
+    results = read_results(paths or [MEASURED], bool(quantized or timed or detected))
     networks = [counted(model) for model in config.models.values()]
-    built = tables_of(results, networks, [*quantized.values()], [*timed.values()])
+    built = tables_of(
+        results, networks, [*quantized.values()], [*timed.values()], [*detected.values()]
+    )
     everything = config.paper or not paths
     shown = [table for table in built if table.measured or everything]
     say("\n\n".join(to_markdown(table) for table in shown).rstrip(), process)

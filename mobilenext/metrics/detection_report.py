@@ -91,17 +91,20 @@ def detections_table(precision: Precision, images: BoxImages, classes: Sequence[
     return file.getvalue()
 
 
-def with_targets(pictures: Tensor, targets: Tensor, classes: Sequence[str]) -> Tensor:
+def with_targets(
+    pictures: Tensor, targets: Tensor, classes: Sequence[str], most: int = PICTURES
+) -> Tensor:
     """The first pictures of a training batch with their boxes, uint8 (N, H, W, 3) on the host.
 
     Args:
         pictures: uint8 (N, H, W, 3).
         targets: `BOX_TARGETS`, (N, 1 + K, 6).
         classes: Names of all of them.
+        most: Pictures that are drawn on.
     """
     drawn = []
     for pixels, rows in zip(
-        pictures[:PICTURES].cpu().numpy(), targets[:PICTURES, 1:].cpu().numpy(), strict=True
+        pictures[:most].cpu().numpy(), targets[:most, 1:].cpu().numpy(), strict=True
     ):
         picture = PIL.Image.fromarray(pixels)
         rows = rows[rows[:, 4] != PADDING]

@@ -11,6 +11,7 @@ from mobilenext.tables.deployed import (
     published_quantization,
     quantization_tables,
 )
+from mobilenext.tables.detected import detection_tables, published_detection
 from mobilenext.tables.labels import labels
 from mobilenext.tables.own_tables import own_tables, recipe_tables
 from mobilenext.tables.paper import published_rows
@@ -32,6 +33,7 @@ def tables_of(
     networks: Sequence[Network] = (),
     quantized: Sequence[dict[str, Any]] = (),
     timed: Sequence[dict[str, Any]] = (),
+    detected: Sequence[dict[str, Any]] = (),
 ) -> list[Table]:
     """All tables: those of the runs' own tasks, then the paper's, measured or not.
 
@@ -45,6 +47,7 @@ def tables_of(
             networks cost.
         quantized: Results of `scripts/quantize.py`, which stand behind the runs.
         timed: Results of `scripts/latency.py`, the same.
+        detected: Results of `scripts/detect.py`, the same.
 
     Returns:
         Tables with names of their own; `Table.task` and `Table.measured` tell what they hold.
@@ -64,8 +67,8 @@ def tables_of(
         mine = groups_of_task(task, others)
         for protocol in protocols_of(mine):
             own += own_tables(protocol, groups_of(protocol, mine), part)
-    own += quantization_tables(quantized) + latency_tables(timed)
-    published += [published_quantization(), published_latency()]
+    own += detection_tables(detected) + quantization_tables(quantized) + latency_tables(timed)
+    published += [published_detection(detected), published_quantization(), published_latency()]
     return own + published + ([complexity_table(networks)] if networks else [])
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
 from mobilenext.tables.deployed import Bars, error_bars, latency_bars
+from mobilenext.tables.detected import DetectorView, detector_views
 from mobilenext.tables.differences import run_label, what_differs
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
@@ -35,7 +36,7 @@ from mobilenext.tables.results import (
 FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
 """Colours of the two families; others share the rest."""
 
-TITLES = {"8 bits": "8 bits after training", "latency": "Latency"}
+TITLES = {"detection": "Detection", "8 bits": "8 bits after training", "latency": "Latency"}
 """Of sections that are of no training."""
 
 
@@ -49,6 +50,7 @@ class Section:
     tables: list[Table]
     charts: list[Chart]
     bars: Sequence[Bars] = ()
+    detectors: Sequence[DetectorView] = ()
 
 
 def render_page(
@@ -58,6 +60,7 @@ def render_page(
     evaluations: Sequence[Evaluation] = (),
     quantized: Sequence[dict[str, Any]] = (),
     timed: Sequence[dict[str, Any]] = (),
+    detected: dict[Path, dict[str, Any]] | None = None,
 ) -> str:
     """The page: one HTML file that needs no other, runs no script and asks for nothing.
 
@@ -71,12 +74,15 @@ def render_page(
         evaluations: Are shown at its end, with their confusion matrices.
         quantized: Results of `scripts/quantize.py`.
         timed: Results of `scripts/latency.py`.
+        detected: Results of `scripts/detect.py` by their files, beside which their curves and
+            pictures lie.
 
     Raises:
         InputError: Two results contradict each other, or a network has no label.
     """
     groups = group_results(results)
-    tables = tables_of(results, (), quantized, timed)
+    detectors = detected or {}
+    tables = tables_of(results, (), quantized, timed, [*detectors.values()])
     own = []
     for number, task in enumerate(tasks_of(groups), 1):
         apart = [group for group in groups_of_task(task, groups) if not group.of_the_paper]
@@ -84,11 +90,15 @@ def render_page(
         shown = [table for table in tables if table.task == task]
         own.append(Section(name, task, shown, _own_charts(name, apart)))
     for name, task, bars in (
+        ("detection", "detection", []),
         ("int8", "8 bits", error_bars(quantized)),
         ("latency", "latency", latency_bars(timed)),
     ):
         shown = [table for table in tables if table.task == task]
-        own.append(Section(name, TITLES[task], shown, [], bars))
+        views = []
+        if task == "detection":
+            views = detector_views(detectors, lambda run: _href(run, folder or Path()))
+        own.append(Section(name, TITLES[task], shown, [], bars, views))
     with_paper = [group for group in groups if group.of_the_paper]
     published = [table for table in tables if table.task is None]
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")
@@ -98,9 +108,10 @@ def render_page(
     template = environment.from_string(text.read_text())
     return template.render(
         title=title,
-        sections=[section for section in own if section.tables or section.charts],
+        sections=[one for one in own if one.tables or one.charts or one.detectors],
         paper=Section("paper", "Beside the paper", published, _paper_charts(with_paper)),
         compared=bool(with_paper),
+        detectors=len(detectors),
         runs=[_run(result, results, folder or Path()) for result in sorted(results, key=_place)],
         evaluations=evaluations,
     )

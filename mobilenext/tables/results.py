@@ -34,6 +34,11 @@ MIXING = ("mixup", "cutmix", "erasing")
 ADDED_DEFAULTS = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
 """Entries that were added later, and the values with which they change nothing: results from before
 and after are of one protocol. `mobilenext.config` marks the same fields as added."""
+ADDED_INSIDE = {
+    "data": {"val_folder": None, "val_share": None, "on_bad_box": "drop"},
+    "augment": {"pad_crop": None},
+}
+"""The same of groups."""
 
 
 def arguments_of(network: dict[str, Any]) -> str:
@@ -224,6 +229,9 @@ class Result:
             if last in holder:
                 holder[last] = {k: v for k, v in holder[last].items() if k not in names}
         kept = {k: v for k, v in kept.items() if k not in ADDED_DEFAULTS or v != ADDED_DEFAULTS[k]}
+        for group, defaults in ADDED_INSIDE.items():
+            inner = kept.get(group, {}).items()
+            kept[group] = {k: v for k, v in inner if k not in defaults or v != defaults[k]}
         if "init_from" in kept and "init_from" in self.values:
             kept["init_from"] = self.values["init_from"]["sha256"]  # wherever the file lay
         return Protocol(json.dumps(kept, sort_keys=True))
@@ -380,10 +388,29 @@ def measured_results() -> list[Result]:
 
 
 TRAINING, EVALUATION, QUANTIZED, LATENCY = "training", "evaluation", "quantized", "latency"
+DETECTION = "detection"
 NEEDED_BY = {
     EVALUATION: ("checkpoint",),
     QUANTIZED: ("model", "data", "image_size", "float", "rows", "calibration", "files"),
     LATENCY: ("device", "threads", "batch", "rounds", "rows"),
+    DETECTION: (
+        "model",
+        "width",
+        "detector",
+        "taps",
+        "data",
+        "split",
+        "objects",
+        "image_size",
+        "epochs",
+        "seed",
+        "num_params",
+        "madds",
+        "ap_voc_11point",
+        "ap_voc_area",
+        "ap_coco",
+        "config",
+    ),
 }
 """Entries that results of other jobs have."""
 

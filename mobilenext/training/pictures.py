@@ -16,17 +16,18 @@ FONT_SIZE, LINE, GAP = 14, 18, 8
 """Pixels."""
 
 
-def contact_sheet(pictures: Tensor, captions: Sequence[str]) -> np.ndarray:
+def contact_sheet(pictures: Tensor, captions: Sequence[str], most: int = MOST) -> np.ndarray:
     """The first pictures in rows, with captions below them; narrow ones are enlarged.
 
     Args:
         pictures: uint8 (N, H, W, 3).
         captions: N texts of one line or several.
+        most: Pictures that are shown.
 
     Returns:
         uint8 (height, width, 3).
     """
-    shown = pictures[:MOST].cpu().numpy()
+    shown = pictures[:most].cpu().numpy()
     texts = [caption.split("\n") for caption in captions[: len(shown)]]
     scale = -(-LEAST_WIDTH // shown.shape[2])
     height, width = shown.shape[1] * scale, shown.shape[2] * scale

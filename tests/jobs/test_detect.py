@@ -12,8 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from mobilenext.data.drawing import colour_of
 from mobilenext.errors import InputError
 from mobilenext.jobs.detect import detect
+from mobilenext.jobs.detection_views import detection_views
 from mobilenext.jobs.evaluate import evaluate
 from mobilenext.jobs.predict import predict
 from mobilenext.runtime.distributed import Process
@@ -243,3 +245,19 @@ def test_eight_pictures_are_learned_by_heart(
     )  # fmt: skip
     result = detect(placed(config, tmp_path / "run"), CPU)
     assert result["ap_voc_11point"] >= 80
+
+
+def test_views_are_drawn(tree: Path, tmp_path: Path) -> None:
+    output = tmp_path / "views.png"
+    config = composed(
+        *options(tree, "augment.photometric=true"), f"output={output}", "pictures=14",
+        job="detection_views",
+    )  # fmt: skip
+    result = detection_views(config, CPU)
+    assert result["pictures"] == 14
+    assert result["objects"] > 10
+    with PIL.Image.open(output) as sheet:
+        colours = {tuple(one) for one in np.asarray(sheet.convert("RGB")).reshape(-1, 3).tolist()}
+    assert {colour_of(label) for label in range(3)} <= colours
+    with pytest.raises(InputError, match="output=views.gif: expected a file that ends in one of"):
+        composed(*options(tree), "output=views.gif", job="detection_views")

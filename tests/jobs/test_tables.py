@@ -24,7 +24,7 @@ from mobilenext.tables import (
     to_markdown,
 )
 from mobilenext.tables.labels import authors_dropout, labels
-from mobilenext.tables.results import LATENCY, MEASURED, QUANTIZED, other_results
+from mobilenext.tables.results import DETECTION, LATENCY, MEASURED, QUANTIZED, other_results
 from tests.commands import REPO
 from tests.results import fake_result, small_result, write_results
 from tests.test_configs import choices, composed
@@ -50,11 +50,15 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     shown = [name for name, one in labels().comparisons.items() if "mobilenext" in one.networks]
     of_shown = sum(named[name] - 1 for name in shown)
     assert done.stdout.count("not measured") == 9 + 3 + of_shown
-    left_out = [name for name in named if name not in shown] + ["int8_paper", "latency_paper"]
+    left_out = [name for name in named if name not in shown] + [
+        "detection_paper",
+        "int8_paper",
+        "latency_paper",
+    ]
     assert f"(paper=true prints them too): {', '.join([*left_out, 'complexity'])}\n" in done.stdout
     names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
-    assert names == {"width_table", "identity_table", "networks", "complexity", "int8_paper",
-                     "latency_paper", *named}  # fmt: skip
+    assert names == {"width_table", "identity_table", "networks", "complexity", "detection_paper",
+                     "int8_paper", "latency_paper", *named}  # fmt: skip
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
 
 
@@ -111,7 +115,8 @@ def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) 
 def test_rendered_tables_are_fresh(name: str) -> None:
     """`make tables` renews them."""
     text = (REPO / name).read_text()
-    others = [[*other_results([MEASURED], kind).values()] for kind in (QUANTIZED, LATENCY)]
+    kinds = (QUANTIZED, LATENCY, DETECTION)
+    others = [[*other_results([MEASURED], kind).values()] for kind in kinds]
     all_tables = tables_of(measured_results(), networks(), *others)
     tables = {table.name: to_markdown(table) for table in all_tables}
     assert MARKED.search(text)

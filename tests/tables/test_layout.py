@@ -26,7 +26,7 @@ def tables(tmp_path: Path, *results: dict[str, Any]) -> dict[str, Table]:
     return {table.name: table for table in found}
 
 
-PUBLISHED_ALONE = ["int8_paper", "latency_paper"]
+PUBLISHED_ALONE = ["detection_paper", "int8_paper", "latency_paper"]
 """Tables in which no run can stand: what was measured how is not known."""
 
 

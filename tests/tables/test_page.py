@@ -82,7 +82,7 @@ def test_own_runs_come_first_and_the_papers_numbers_are_folded(tmp_path: Path) -
     folds = re.findall(FOLD, html.unescape(found[PAPER]))
     assert [name.partition(",")[0] for _, name in folds] == [
         "Width multipliers", "Identity tensor multipliers at width 1.0",
-        "8 bits after training: the paper", "Latency: the authors' README",
+        "Detection: the paper", "8 bits after training: the paper", "Latency: the authors' README",
         "Plots: accuracy over cost",
     ]  # fmt: skip
     assert not any(is_open for is_open, _ in folds)
@@ -98,6 +98,7 @@ def test_the_papers_numbers_are_open_where_a_run_stands(tmp_path: Path) -> None:
         "Width multipliers": True,
         "Identity tensor multipliers at width 1.0": False,
         "Where depthwise convolutions and shortcuts sit": True,
+        "Detection: the paper": False,
         "8 bits after training: the paper": False,
         "Latency: the authors' README": False,
         "Plots: accuracy over cost": True,
