@@ -1,5 +1,8 @@
 """A small data set in VOC's layout: coloured rectangles on noise, one class for each colour."""
 
+import json
+import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +48,36 @@ def _write(folder: Path, name: str, draws: np.random.Generator) -> None:
     size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
     text = f"<annotation><filename>{name}.jpg</filename>{size}{''.join(objects)}</annotation>"
     (folder / f"Annotations/{name}.xml").write_text(text)
+
+
+def coco_tree(root: Path, voc: Path) -> Path:
+    """The images of a VOC tree in COCO's layout, with a gap in the numbers of the categories."""
+    source = voc / "VOC2007"
+    ids = {name: 10 * number + 3 for number, name in enumerate(COLOURS)}
+    (root / "annotations").mkdir(parents=True)
+    for split, listed in (("train2017", "trainval"), ("val2017", "test")):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for number, name in enumerate(
+            (source / f"ImageSets/Main/{listed}.txt").read_text().split()
+        ):
+            with PIL.Image.open(source / f"JPEGImages/{name}.jpg") as image:
+                width, height = image.size
+            shutil.copy(source / f"JPEGImages/{name}.jpg", root / split)
+            images.append({"id": number, "file_name": f"{name}.jpg", "width": width,
+                           "height": height})  # fmt: skip
+            found = ET.parse(source / f"Annotations/{name}.xml").getroot()
+            for item in found.iter("object"):
+                x0, y0, x1, y1 = (
+                    float(item.findtext(f"bndbox/{key}", "")) - 1
+                    for key in ("xmin", "ymin", "xmax", "ymax")
+                )
+                annotations.append({
+                    "id": len(annotations) + 1, "image_id": number, "iscrowd": 0,
+                    "category_id": ids[item.findtext("name", "")],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0),
+                })  # fmt: skip
+        categories = [{"id": ids[name], "name": name} for name in COLOURS]
+        text = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(text))
+    return root

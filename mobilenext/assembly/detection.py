@@ -45,6 +45,11 @@ def check_box_data(images: Any, name: str) -> BoxData:
             f"data={printable(name)}: expected images with boxes (data=voc, data=coco), got images "
             "of one class each; scripts/train.py trains classifiers"
         )
+    if images.val.boxes.difficult.all():
+        raise InputError(
+            f"data={printable(name)}: expected objects that are not difficult in the images that "
+            "are evaluated on (data.source.val), found none: nothing could be measured"
+        )
     return images
 
 

@@ -26,3 +26,7 @@ class DetectConfig(LoopConfig):
             f"data.image_size, {size}: default boxes belong to one size",
             evaluated,
         )
+        for key, unused in (("val_folder", None), ("val_share", None), ("eval_crop_ratio", 1.0)):
+            value, expected = getattr(self.data, key), "null" if unused is None else f"{unused:g}"
+            advice = "of classifiers; a detector's splits are data.source.train and data.source.val"
+            check(value == unused, f"data.{key}", f"{expected} ({advice})", value)

@@ -115,7 +115,7 @@ class Problems:
         lines = list(dict.fromkeys([*self.always, *images, *boxes]))
         if not lines:
             return
-        advice = ["mend the files"]
+        advice = ["fix the files"]
         if images:
             advice.append("leave such images out (data.on_bad_image=skip)")
         if boxes:

@@ -340,7 +340,7 @@ def test_all_problems_are_in_one_error(tree: Tree) -> None:
     said = tree.error(on_bad_box="error")
     assert "found 11 problems:\n  " in said
     assert len(re.findall("^  VOC2007", said, re.MULTILINE)) == 9
-    assert "\n  and 1 more\nmend the files, or leave such images out" in said
+    assert "\n  and 1 more\nfix the files, or leave such images out" in said
     assert "unknown classes: " in said
     assert "VOC2007/ImageSets/Main/trainval.txt: expected each image once, got 1 several" in said
     assert "found 2 problems:" in tree.error(on_bad_image="skip")

@@ -22,7 +22,7 @@ from mobilenext.runtime.distributed import Process
 from tests.compare import assert_same_run
 from tests.composed import composed, placed
 from tests.kill_at import draw, kill_again_and_again
-from tests.on_disk_boxes import voc_tree
+from tests.on_disk_boxes import coco_tree, voc_tree
 
 CPU = Process(torch.device("cpu"))
 TINY = ("width=0.35", "+model.network.depth_mult=0.25", "data.image_size=64", "data=voc",
@@ -193,6 +193,8 @@ def test_two_processes_train(run, tree: Path, tmp_path: Path) -> None:
         (("data=voc", "data.root=/nowhere"), "/nowhere"),
         (("data=voc", "data.eval_size=320", "data.image_size=64"), "default boxes belong to one"),
         (("negatives=0",), "negatives=0.0: expected above 0"),
+        (("data.val_share=0.2",), "data.val_share=0.2: expected null"),
+        (("data.eval_crop_ratio=0.8",), "data.eval_crop_ratio=0.8: expected 1"),
         (("detector.network.taps=deep",), "taps: expected one of authors, expansion"),
         (("data.on_bad_box=ignore",), "data.on_bad_box=ignore: expected one of drop, clip, error"),
         (("augment.zoom_out=0.5",), "augment.zoom_out=0.5: expected 1 to 16"),
@@ -213,6 +215,14 @@ def test_errors_are_one_message(
     with pytest.raises(InputError, match=message.replace("(", r"\(").replace("[", r"\[")):
         detect(placed(composed(*base, *arguments, job="detect"), tmp_path / "run"), CPU)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_without_objects_is_refused(tmp_path: Path) -> None:
+    root = voc_tree(tmp_path, train=8, val=2)
+    for file in (root / "VOC2007/Annotations").glob("test_*.xml"):
+        file.write_text(file.read_text().replace("<difficult>0<", "<difficult>1<"))
+    with pytest.raises(InputError, match="expected objects that are not difficult"):
+        detect(placed(composed(*options(root), job="detect"), tmp_path / "run"), CPU)
 
 
 def test_jobs_of_the_other_kind_say_so(run, found: Path) -> None:
@@ -259,5 +269,26 @@ def test_views_are_drawn(tree: Path, tmp_path: Path) -> None:
     with PIL.Image.open(output) as sheet:
         colours = {tuple(one) for one in np.asarray(sheet.convert("RGB")).reshape(-1, 3).tolist()}
     assert {colour_of(label) for label in range(3)} <= colours
-    with pytest.raises(InputError, match="output=views.gif: expected a file that ends in one of"):
+    with pytest.raises(InputError, match=r"output=views\.gif: expected a file that ends in one of"):
         composed(*options(tree), "output=views.gif", job="detection_views")
+
+
+def test_coco_goes_the_same_way(tree: Path, tmp_path: Path) -> None:
+    root = coco_tree(tmp_path / "coco", tree)
+    base = [one for one in options(root) if not one.startswith(("data=", "data.source."))]
+    config = composed(*base, "data=coco", "epochs=1", "augment=ssd", job="detect")
+    result = detect(placed(config, tmp_path / "run"), CPU)
+    assert result["protocol"] == "coco"
+    assert {"ap_coco", "best_ap_coco", "ap_coco_50"} <= result.keys()
+    assert set(result["ap_by_class"]) == {"red", "green", "blue"}
+    assert result["history"][-1]["val"].keys() == {"loss", "ap_coco", "ap_coco_50", "ap_coco_75"}
+
+
+def test_the_papers_table_is_a_sweep_of_three(run, tree: Path, tmp_path: Path) -> None:
+    small = [one for one in TINY if not one.startswith(("data=", "width=", "+model"))]
+    run("scripts/detect.py", "-m", "experiment=ssdlite_table", f"data.root={tree}", *small,
+        "epochs=1", "schedule.at=[0.5]", "width=0.35")  # fmt: skip
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/result.json")]
+    rows = {(one["model"], one["taps"]) for one in results}
+    assert rows == {("mobilenetv2", "authors"), ("mobilenetv2", "expansion"),
+                    ("mobilenext", "authors")}  # fmt: skip
