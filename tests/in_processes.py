@@ -51,6 +51,14 @@ if __name__ == "__main__":
             nn.init.constant_(norm.get_buffer("running_mean"), process.rank)
             unite(norm)
             results[name] = process.gather(norm.get_buffer("running_mean").tolist())
+        # what all ranks have the same stays as it is, whatever their number
+        same = nn.BatchNorm1d(1000)
+        nn.init.uniform_(
+            same.get_buffer("running_mean"), generator=torch.Generator().manual_seed(0)
+        )
+        before = same.get_buffer("running_mean").clone()
+        process.average_buffers(same)
+        results["stays"] = torch.equal(same.get_buffer("running_mean"), before)
         agreement = Agreement(process, requests=2)
         results["agreed"] = [
             agreement.exchange(process.is_main and step == 1, last and step == 2)

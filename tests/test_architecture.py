@@ -105,15 +105,17 @@ def code_lines(path: str, name: str) -> int:
 
 
 def test_the_loop_stays_one_story() -> None:
-    assert code_lines("jobs/train.py", "train") <= LONGEST_TRAIN
+    for job in ("train", "detect"):
+        assert code_lines(f"jobs/{job}.py", job) <= LONGEST_TRAIN
     run = definition("training/run.py", "Run")
     assert (run.end_lineno or 0) - run.lineno + 1 <= LONGEST_RUN
 
 
 def test_a_loop_leaves_to_the_run_what_is_the_runs() -> None:
-    text = (PACKAGE / "jobs" / "train.py").read_text()
-    for name in ("Session", "Checkpoints", "Monitor", "meter.add", "all_reduce", ".item()"):
-        assert name not in text, f"jobs/train.py: {name} belongs to training.run"
+    for job in ("train", "detect"):
+        text = (PACKAGE / "jobs" / f"{job}.py").read_text()
+        for name in ("Session", "Checkpoints", "Monitor", "meter.add", "all_reduce", ".item()"):
+            assert name not in text, f"jobs/{job}.py: {name} belongs to training.run"
 
 
 def test_the_run_has_no_hooks() -> None:

@@ -1,5 +1,6 @@
 """From a config to a detector and its batches, and back from a file of one."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import generator, seed_devices
 from mobilenext.training.unreadable import Loaders
 from mobilenext.training.weights_files import load_into
+
+MOST_NEGATIVES = 10_000
 
 
 def check_box_data(images: Any, name: str) -> BoxData:
@@ -193,13 +196,41 @@ def described_detector(config: DetectConfig, images: BoxData) -> dict[str, Any]:
         **to_plain(config.model),
         "num_classes": len(images.classes),
         "detector": to_plain(config.detector),
+        "negatives": config.negatives,
     }
     return {
         "model": model,
         "classes": list(images.classes),
         "data": to_plain(config.data),
         "train_images": len(images.train),
+        "train_labels_crc32": images.train.boxes.checksum,
     }
+
+
+def negatives_of(model: dict[str, Any], path: Path) -> float:
+    """Background boxes for each match, as the run of a checkpoint counted them.
+
+    Raises:
+        InputError: It is no such number.
+    """
+    value = model.get("negatives", 3.0)
+    if type(value) not in (int, float) or not 0 < value <= MOST_NEGATIVES:
+        raise InputError(f"{printable(path)}: negatives: expected a number above 0, got {value!r}")
+    return float(value)
+
+
+def only_evaluated(data: DataConfig, classes: list[str]) -> DataConfig:
+    """A run's data without its training images, which evaluation has no need of.
+
+    Args:
+        data: As `evaluation_data` makes it.
+        classes: Those of the run, which may have come from the training images.
+    """
+    source = data.source
+    if not {"train", "val", "classes"} <= source.keys():
+        return data
+    source = {**source, "train": source["val"], "classes": list(classes)}
+    return dataclasses.replace(data, source=source)
 
 
 def is_detector(described: dict[str, Any]) -> bool:
@@ -290,9 +321,11 @@ def rebuilt_detector_with_cost(
                 f"it takes {cost.madds:,} MAdds for an image; expected at most {MOST_MADDS:,}"
             )
         with torch.no_grad(), confined():
-            logits, _ = network(trial)
+            logits, codes = network(trial)
         if not logits.isfinite().all() or logits.shape[2] != 1 + classes:
             raise ValueError("its logits are not finite, or not those of its classes")
+        if not codes.isfinite().all():
+            raise ValueError("its boxes are not finite")
     except Exception as error:  # networks have no type for it
         raise InputError(
             f"{place}: its network does not take images of {image_size} x {image_size} pixels: "

@@ -143,6 +143,9 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     for key in ("root", "val_folder", "val_share", "reencoded"):
         if key in given:
             source = {**source, key: given[key]}
+    for key in ("on_bad_image", "on_bad_box"):  # of sources with boxes
+        if key in given and key in source:
+            source = {**source, key: given[key]}
     values["source"] = source
     return from_plain(DataConfig, values)
 

@@ -26,7 +26,13 @@ class DetectConfig(LoopConfig):
             f"data.image_size, {size}: default boxes belong to one size",
             evaluated,
         )
-        for key, unused in (("val_folder", None), ("val_share", None), ("eval_crop_ratio", 1.0)):
-            value, expected = getattr(self.data, key), "null" if unused is None else f"{unused:g}"
-            advice = "of classifiers; a detector's splits are data.source.train and data.source.val"
+        advice = "of classifiers; a detector's splits are data.source.train and data.source.val"
+        for key, unused, expected in (
+            ("val_folder", None, "null"), ("val_share", None, "null"),
+            ("eval_crop_ratio", 1.0, "1"), ("reencoded", False, "false"),
+        ):  # fmt: skip
+            value = getattr(self.data, key)
             check(value == unused, f"data.{key}", f"{expected} ({advice})", value)
+        for key in ("on_bad_image", "on_bad_box"):  # these decide the run's folder
+            value, said = getattr(self.data, key), self.data.source.get(key)
+            check(said in (None, value), f"data.source.{key}", f"nothing; say data.{key}", said)

@@ -10,7 +10,8 @@ from typing import Any
 from mobilenext.config.groups import DataConfig
 from mobilenext.errors import InputError
 
-SAID_BY_DATA = ("root", "download", "val_folder", "val_share", "on_bad_box", "on_bad_image")
+SAID_BY_DATA = ("root", "download", "val_folder", "val_share", "on_bad_box", "on_bad_image",
+                "pack")  # fmt: skip
 """Arguments of data sources that the config's own keys say; not part of a recipe twice."""
 
 

@@ -114,11 +114,11 @@ class BoxTransform:
         """
         del images
         size, every = self.image_size, self.boxes
-        result = np.zeros((len(indices), 1 + max(1, every.most), BOX_TARGETS), np.float32)
+        counts = np.diff(every.starts)[indices]
+        result = np.zeros((len(indices), 1 + counts.max(initial=1), BOX_TARGETS), np.float32)
         result[:, 0, :4] = covered(views, size)
         result[:, 0, 4] = indices
         result[:, 1:, 4] = PADDING
-        counts = np.diff(every.starts)[indices]
         owner = np.repeat(np.arange(len(indices)), counts)
         firsts = np.cumsum(counts) - counts
         places = np.arange(len(owner)) - firsts[owner] + every.starts[indices][owner]

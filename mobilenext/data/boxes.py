@@ -5,6 +5,7 @@ are one padded tensor (`BOX_TARGETS`), so that they are sliced, pinned and copie
 """
 
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ POLICIES = ("drop", "clip", "error")
 """What to do with a box that is not inside of its image; values of `data.on_bad_box`."""
 
 BOX_TARGETS = 6
-"""Columns of a batch's targets, float32 (N, 1 + K, 6), K the most boxes that an image of the split
+"""Columns of a batch's targets, float32 (N, 1 + K, 6), K the most boxes that an image of the batch
 has, at least 1. Row 0: where the image lies in the batch's pixels (x0, y0, x1, y1; the rest has to
 be filled), the image's index in the split, 0. Further rows: x0, y0, x1, y1 in the batch's pixels,
 the class, 1 if the object is difficult; a class of -1 is padding."""
@@ -57,11 +58,6 @@ class Boxes:
         """Where the boxes of an image lie."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
-    @property
-    def most(self) -> int:
-        """Most boxes of an image."""
-        return int(np.diff(self.starts).max(initial=0))
-
     def without_difficult(self) -> "Boxes":
         """The same images without their difficult objects."""
         kept = ~self.difficult
@@ -70,6 +66,15 @@ class Boxes:
             self.boxes[kept], self.labels[kept], self.difficult[kept], before[self.starts],
             self.sizes,
         )  # fmt: skip
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of all that it says of the images."""
+        parts = (self.boxes, self.labels, self.difficult, self.starts, self.sizes)
+        result = 0
+        for part in parts:
+            result = zlib.crc32(np.ascontiguousarray(part).tobytes(), result)
+        return result
 
     def taken(self, images: np.ndarray) -> "Boxes":
         """The boxes of some images, (n,) indices, as a split of their own."""
@@ -91,7 +96,7 @@ class BoxImages:
         boxes: Their boxes.
 
     Attributes:
-        labels: The classes of all boxes, one image after the other; see `labels_checksum`.
+        labels: The classes of all boxes, one image after the other.
     """
 
     def __init__(self, root: Path, paths: np.ndarray, boxes: Boxes) -> None:

@@ -23,6 +23,7 @@ from mobilenext.data.box_problems import (
     stays_inside,
 )
 from mobilenext.data.boxes import BoxData
+from mobilenext.data.packed_boxes import with_pack
 from mobilenext.data.sources import data_folder, some
 from mobilenext.errors import InputError
 from mobilenext.files import printable, read_regular, what_is
@@ -46,6 +47,7 @@ def coco(
     classes: Sequence[str] | str | None = None,
     on_bad_box: str = "drop",
     on_bad_image: str = "error",
+    pack: str | None = None,
 ) -> BoxData:
     """Images and boxes of COCO, or of a data set in its format.
 
@@ -62,6 +64,8 @@ def coco(
             training split; "from_data": those that its annotations have, sorted.
         on_bad_box: What to do with a box that is not inside of its image: error, clip or drop.
         on_bad_image: What to do with an image that can't be used: error or skip.
+        pack: Folder of a pack of these images, see `packed_boxes`; None: they are read where they
+            are.
 
     Raises:
         InputError: A folder or file is missing, a file is no JSON of this format, or there are
@@ -75,7 +79,8 @@ def coco(
     data = box_data(
         files[train].found(), files[val].found(), classes, files[train].category_names, problems
     )
-    return replace(data, protocol="coco", split_name=_split_name(train, val, files, data))
+    data = replace(data, protocol="coco", split_name=_split_name(train, val, files, data))
+    return with_pack(data, pack)
 
 
 class _File:
@@ -363,7 +368,7 @@ def _size(base: Path, path: str) -> tuple[int, int] | InputError:
 
 def _split_name(train: str, val: str, files: dict[str, _File], data: BoxData) -> str | None:
     """The name that tables know the splits by, if all of their images are there."""
-    if data.counts["train"]["missing"] or data.counts["val"]["missing"]:
+    if any(data.counts[split]["missing"] for split in ("train", "val")):
         return None
     for name, expected in SPLIT_NAMES.items():
         if (train, files[train].listed, val, files[val].listed) == expected:

@@ -26,6 +26,7 @@ from mobilenext.data.box_problems import (
     stays_inside,
 )
 from mobilenext.data.boxes import BoxData
+from mobilenext.data.packed_boxes import with_pack
 from mobilenext.data.sources import EXTENSIONS, data_folder, is_image, some
 from mobilenext.errors import InputError
 from mobilenext.files import printable, read_regular, read_text
@@ -61,6 +62,7 @@ def voc(
     classes: Sequence[str] | str | None = None,
     on_bad_box: str = "drop",
     on_bad_image: str = "error",
+    pack: str | None = None,
 ) -> BoxData:
     """Images and boxes of Pascal VOC, or of a data set in its layout.
 
@@ -77,6 +79,8 @@ def voc(
             those that the training annotations have, sorted.
         on_bad_box: What to do with a box that is not inside of its image: error, clip or drop.
         on_bad_image: What to do with an image that can't be used: error or skip.
+        pack: Folder of a pack of these images, see `packed_boxes`; None: they are read where they
+            are.
 
     Raises:
         InputError: A folder or a list is missing, or files have problems that the rules don't
@@ -95,7 +99,8 @@ def voc(
         _VocFound.of([annotations[key] for key in ids[split]]) for split in ("train", "val")
     )
     data = box_data(found_train, found_val, classes, NAMES, problems)
-    return replace(data, protocol="voc", split_name=_split_name(sets, ids, data))
+    data = replace(data, protocol="voc", split_name=_split_name(sets, ids, data))
+    return with_pack(data, pack)
 
 
 @dataclass(frozen=True)
@@ -423,11 +428,12 @@ def _split_name(
     sets: dict[str, list[_Set]], ids: dict[str, list[tuple[str, str]]], data: BoxData
 ) -> str | None:
     """The name that tables know the splits by, if all of their images are there."""
-    if data.classes != NAMES or data.counts["train"]["missing"] or data.counts["val"]["missing"]:
+    train, val = data.counts["train"], data.counts["val"]
+    if data.classes != NAMES or train["missing"] or val["missing"] or val["bad_boxes"]:
         return None
-    for name, (train, train_images, val, val_images) in SPLIT_NAMES.items():
-        same = {part.name for part in sets["train"]} == train
-        same = same and {part.name for part in sets["val"]} == val
+    for name, (train_sets, train_images, val_sets, val_images) in SPLIT_NAMES.items():
+        same = {part.name for part in sets["train"]} == train_sets
+        same = same and {part.name for part in sets["val"]} == val_sets
         if same and (len(ids["train"]), len(ids["val"])) == (train_images, val_images):
             return name
     return None

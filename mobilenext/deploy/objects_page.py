@@ -48,11 +48,15 @@ class Objects:
         return f"{printable(self.image)}: {', '.join(texts) or 'nothing'}"
 
 
-def drawn(image: PIL.Image.Image, found: Objects) -> bytes:
-    """A picture with its boxes, small, as JPEG."""
-    small = image.copy()
-    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    scale = np.array([small.width / image.width, small.height / image.height] * 2)
+def drawn(small: PIL.Image.Image, size: tuple[int, int], found: Objects) -> bytes:
+    """A small copy of a picture with its boxes, as JPEG.
+
+    Args:
+        small: The copy; it is changed.
+        size: Width and height of the picture, whose pixels the boxes are in.
+        found: Its objects.
+    """
+    scale = np.tile(small.size, 2) / np.tile(size, 2)
     pairs = zip(found.classes, found.scores, strict=True)
     texts = [f"{name} {score:.2f}" for name, score in pairs]
     order = range(len(texts) - 1, -1, -1)  # the surest on top

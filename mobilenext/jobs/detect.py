@@ -125,8 +125,9 @@ def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
                     average.update(network, step.number + 1)
             run.end_epoch(epoch, score)
         final = state.evaluated()[state.headline]
-        if final not in found:  # the run ended within its last evaluation's writing
-            score(final)
+        # A run that ended after its last checkpoint, and before its result, is evaluated again.
+        if final not in found and score(final) is None:
+            raise run.preempted()
         _leave(run, images, found[final])
         result = run.finish(
             _entries(config, run, cost, images, found[final], computing),
@@ -145,7 +146,8 @@ def _leave(run: Run, images: BoxData, precision: Precision) -> None:
         run.folder.write_files(files)
         if images.problems:
             run.folder.write_files({"bad_boxes.txt": "\n".join(images.problems) + "\n"})
-        run.show("val/detections", torch.from_numpy(pictures), captions)
+        if len(pictures):
+            run.show("val/detections", torch.from_numpy(pictures), captions)
 
     run.process.on_main(write)
 

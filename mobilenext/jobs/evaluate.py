@@ -15,6 +15,8 @@ from mobilenext.assembly.detection import (
     box_validation_loader,
     check_box_data,
     is_detector,
+    negatives_of,
+    only_evaluated,
     rebuilt_detector,
 )
 from mobilenext.assembly.trained import (
@@ -29,7 +31,7 @@ from mobilenext.config.fields import MISSING, check, machine_only, path_field
 from mobilenext.config.run import absolute
 from mobilenext.data import BoxData, ImageData, Loader, evaluated_indices, relative_name
 from mobilenext.errors import InputError
-from mobilenext.files import check_output_file, writable, write_whole
+from mobilenext.files import check_output_file, printable, writable, write_whole
 from mobilenext.metrics.classification import Observer, score
 from mobilenext.metrics.detection import MultiBoxLoss, score_detections
 from mobilenext.metrics.detection_report import detection_files, detections_table
@@ -54,7 +56,7 @@ from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights, weights_path
 
-ADDED_LATER = ("val_folder", "val_share")
+ADDED_LATER = ("val_folder", "val_share", "on_bad_box")
 """Entries of `data` that are part of the recipe only if they say something; see `added_later`."""
 
 
@@ -116,10 +118,9 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     path = config.weights
     tensors, described = load_weights(path)
     data = evaluation_data(described["data"], config.data)
-    images = images_of(data, chosen=config.data.get("source") is not None)
     if is_detector(described):
-        boxes = check_box_data(images, data.name)
-        return _evaluate_detector(tensors, described, data, boxes, config, process)
+        return _evaluate_detector(tensors, described, data, config, process)
+    images = _classified(images_of(data, _chosen(config)), path, data)
     check_classes(described, path, images, data.name)
     for note in images.notes:
         say(f"note: {note}", process)
@@ -169,23 +170,41 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     return result
 
 
+def _chosen(config: EvaluateConfig) -> bool:
+    """Whether the command line names the data's source."""
+    return config.data.get("source") is not None
+
+
+def _classified(images: Any, path: Path, data: DataConfig) -> ImageData:
+    """Raise `InputError` if a classifier's data are images with boxes."""
+    if isinstance(images, BoxData):
+        raise InputError(
+            f"{printable(path)} is a classifier, data={printable(data.name)} has images with "
+            "boxes: expected images of one class each, or a detector"
+        )
+    return images
+
+
 def _evaluate_detector(
     tensors: dict[str, Tensor],
     described: dict[str, Any],
     data: DataConfig,
-    images: BoxData,
     config: EvaluateConfig,
     process: Process,
 ) -> dict[str, Any]:
     """Average precision of a detector, by class; the folder gets what `detect` leaves, too."""
     path, model = config.weights, described["model"]
+    if not _chosen(config):
+        data = only_evaluated(data, described["classes"])
+    images = check_box_data(images_of(data, _chosen(config)), data.name)
     check_classes(described, path, images, data.name)
     for note in images.notes:
-        say(f"note: {note}", process)
+        if note.startswith("val:"):
+            say(f"note: {note}", process)
     note_differences(described, path, data, process)
     network = rebuilt_detector(model, tensors, path, data.eval_size, data.eval_batch_size)
     network.to(process.device)
-    loss = MultiBoxLoss(network)  # pyright: ignore[reportArgumentType]
+    loss = MultiBoxLoss(network, negatives_of(model, path))  # pyright: ignore[reportArgumentType]
     to_device = box_batches(data, process, config.runtime.channels_last)
     with (
         closing(box_validation_loader(data, images.val, process)) as loader,
@@ -197,6 +216,8 @@ def _evaluate_detector(
         )  # fmt: skip
         unreadable = process.gather(loader.unreadable)
     assert found is not None  # nobody interrupts it
+    if not math.isfinite(found.scores["loss"]):
+        raise InputError(f"{path}: the loss on {data.name} is {found.scores['loss']}, not finite")
     for part in unreadable:
         for text in part.values():
             say(f"warning: left out: {text}", process)
@@ -208,8 +229,9 @@ def _evaluate_detector(
         "data": data.name,
         "split": images.split_name,
         "protocol": images.protocol,
-        "objects": images.counts,
+        "objects": images.counts["val"],
         **found.scores,
+        "decoder": loader.decoder,
         "checkpoint": str(path),
         **provenance(process),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -17,13 +17,15 @@ from mobilenext.assembly.detection import is_detector, rebuilt_detector
 from mobilenext.assembly.trained import complete_data, evaluation_data, rebuilt
 from mobilenext.config import RuntimeConfig
 from mobilenext.config.fields import MISSING, check, path_field, path_list
+from mobilenext.data.encoded import FILTERS
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.data.sources import is_image
-from mobilenext.data.transforms import EvalTransform
+from mobilenext.data.transforms import RESAMPLING, EvalTransform
 from mobilenext.deploy.answers import Answer, sheet, thumbnail, to_json
 from mobilenext.deploy.formats import BY_SUFFIX, load
 from mobilenext.deploy.hub.trained import read_trained
 from mobilenext.deploy.objects_page import (
+    SHOWN_SIDE,
     Objects,
     drawn,
     objects_csv,
@@ -241,6 +243,7 @@ class _Detector:
 
     classes: tuple[str, ...]
     image_size: int
+    resampling: PIL.Image.Resampling
     detections: Callable[[np.ndarray], list[dict[str, torch.Tensor]]]
     """Of pixels, uint8 (N, image_size, image_size, 3); boxes in these pixels."""
 
@@ -263,7 +266,8 @@ def _opened_detector(path: Path, config: PredictConfig, process: Process) -> _De
             images, _ = to_device(torch.from_numpy(pixels), torch.zeros(len(pixels)))
             return network.detections(*network(images))  # pyright: ignore[reportCallIssue]
 
-    return _Detector(tuple(described["classes"]), data.eval_size, detections)
+    resampling = RESAMPLING[FILTERS.index(data.eval_interpolation)]
+    return _Detector(tuple(described["classes"]), data.eval_size, resampling, detections)
 
 
 def _find_objects(
@@ -273,16 +277,16 @@ def _find_objects(
     found: list[Objects] = []
     unreadable: list[str] = []
     batches = [paths[first : first + BATCH] for first in range(0, len(paths), BATCH)]
-    with Progress("pictures", "batches", len(batches), 0, process, lines=False) as bar:
+    with (
+        Progress("pictures", "batches", len(batches), 0, process, lines=False) as bar,
+        ThreadPoolExecutor(max(1, process.cpus)) as threads,
+    ):
         for batch in bar.through(batches):
-            images: list[tuple[Path, PIL.Image.Image]] = []
-            for path in batch:
-                try:
-                    images.append((path, decode_bytes(read_regular(path), printable(path))))
-                except (InputError, OSError) as error:
-                    unreadable.append(str(error))
-            if images:
-                found += _objects_in(images, detector, config, kept=config.shown - len(found))
+            read = list(threads.map(lambda path: _square(path, detector), batch))
+            unreadable += [one for one in read if isinstance(one, str)]
+            squares = [one for one in read if isinstance(one, _Square)]
+            if squares:
+                found += _objects_in(squares, detector, config, kept=config.shown - len(found))
     for text in unreadable:
         say(f"warning: left out: {text}")
     if not found:
@@ -306,30 +310,48 @@ def _find_objects(
     return {"images": len(found), "unreadable": len(unreadable), "objects": objects}
 
 
+class _Square(NamedTuple):
+    """A picture as a detector takes it, and as a page shows it."""
+
+    path: Path
+    pixels: np.ndarray
+    size: tuple[int, int]
+    """Width and height of the picture, in pixels."""
+    small: PIL.Image.Image
+
+
+def _square(path: Path, detector: _Detector) -> _Square | str:
+    """A picture squeezed to a square, or why it can't be read."""
+    size = detector.image_size
+    try:
+        image = decode_bytes(read_regular(path), printable(path))
+    except (InputError, OSError) as error:
+        return str(error)
+    pixels = np.asarray(image.resize((size, size), detector.resampling))
+    small = image.copy()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return _Square(path, pixels, image.size, small)
+
+
 def _objects_in(
-    images: list[tuple[Path, PIL.Image.Image]],
+    images: list[_Square],
     detector: _Detector,
     config: PredictConfig,
     kept: int,
 ) -> list[Objects]:
     """What is found in some pictures; the first `kept` of them are drawn."""
-    size = detector.image_size
-    squares = [
-        np.asarray(image.resize((size, size), PIL.Image.Resampling.BILINEAR)) for _, image in images
-    ]
     answers = []
-    for number, ((path, image), one) in enumerate(
-        zip(images, detector.detections(np.stack(squares)), strict=True)
-    ):
+    found = detector.detections(np.stack([image.pixels for image in images]))
+    for number, (image, one) in enumerate(zip(images, found, strict=True)):
         sure = one["scores"] >= config.threshold
-        scale = np.array([image.width, image.height] * 2) / size
+        scale = np.tile(image.size, 2) / detector.image_size
         labels: list[int] = one["labels"][sure].tolist()
         answer = Objects(
-            str(path), tuple(labels), tuple(detector.classes[label] for label in labels),
-            tuple(one["scores"][sure].tolist()), one["boxes"][sure].double().cpu().numpy() * scale,
+            str(image.path), tuple(labels), tuple(detector.classes[label] for label in labels),
+            tuple(one["scores"][sure].tolist()), one["boxes"][sure].cpu().double().numpy() * scale,
         )  # fmt: skip
         if number < kept:
-            answer = dataclasses.replace(answer, picture=drawn(image, answer))
+            answer = dataclasses.replace(answer, picture=drawn(image.small, image.size, answer))
         answers.append(answer)
     return answers
 

@@ -37,6 +37,7 @@ from mobilenext.data.pack import (
     open_pack,
     read_report,
 )
+from mobilenext.data.packed_boxes import pictures_of
 from mobilenext.data.packing import PackRecipe, Tally, store
 from mobilenext.data.parquet import parquet
 from mobilenext.data.sources import class_folders
@@ -55,7 +56,8 @@ class PrepareImagenetConfig:
     output: str = path_field()
     """Folder for the pack; new, empty, or what the same command has left unfinished."""
     source: str | None = path_field(None)
-    """Class folders under train/ and val/, ImageNet's official tars, WebDataset or Parquet."""
+    """Class folders under train/ and val/, ImageNet's official tars, WebDataset or Parquet; or the
+    folder of VOC's or COCO's images, whose boxes stay where they are (data.source.pack)."""
     mode: str = "restart"
     """Training images: as they are (copy), the same pixels with restart markers (restart), or JPEGs
     encoded anew whose longer (max_side) or shorter side (short_side) is at most `size`."""
@@ -224,11 +226,15 @@ def _open_source(config: PrepareImagenetConfig) -> tuple[str, ImageData]:
             if config.classes == "imagenet":
                 data = named_by_synsets(base, data, synsets)
             return layout.value, data
+    pictures = None if has_folders else pictures_of(base)
+    if pictures is not None:
+        return "images with boxes", pictures
     if not has_folders:
         check_nearly_right(base)
         raise InputError(
             f"source={printable(source)}: expected the folders train and val, or {TRAIN_TAR} and "
-            f"{VAL_TAR}, or train-*.tar, or train-*.parquet, found none of them; fix the path"
+            f"{VAL_TAR}, or train-*.tar, or train-*.parquet, or VOC's or COCO's folders, found "
+            "none of them; fix the path"
         )
     return Layout.CLASS_FOLDERS.value, class_folders(base)
 

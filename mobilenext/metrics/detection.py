@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
 
 from mobilenext.data import BoxImages, DeviceBatches, Loader
 from mobilenext.data.boxes import PADDING
@@ -35,7 +34,6 @@ class Detector(Protocol):
 
     anchors: Tensor
     """Default boxes, x0, y0, x1, y1 in pixels of its images, (A, 4)."""
-    box_coder: BoxCoder
 
     def detections(self, logits: Tensor, codes: Tensor) -> list[dict[str, Tensor]]:
         """What is found in each image: boxes, scores, labels; the surest first."""
@@ -47,10 +45,12 @@ class MultiBoxLoss:
 
     Smooth L1 of the codes of default boxes that match an object, and cross-entropy of those and of
     the hardest others, `negatives` times as many in each image; both over the number of matches in
-    the batch. A default box matches the object that it overlaps most, if IoU is at least
-    `threshold`; each object also has the default box that overlaps it most, and of several objects
-    that claim one the last gets it. torchvision's SSD computes the same image by image, which makes
-    a GPU wait twice for each; shapes here don't depend on the objects, and nothing waits.
+    the images of one forward pass: with several processes, or micro-batches, each divides by its
+    own number, as the authors' code does. A default box matches the object that it overlaps most,
+    if IoU is at least `threshold`; each object also has the default box that overlaps it most, and
+    of several objects that claim one the last gets it. torchvision's SSD computes the same image by
+    image, which makes a GPU wait twice for each; shapes here don't depend on the objects, and
+    nothing waits.
 
     Args:
         detector: The bare network, whose default boxes these are.
@@ -84,9 +84,7 @@ class MultiBoxLoss:
         # Where nothing matches, a box that is the default box itself: its codes are finite.
         theirs = boxes.gather(1, object_of[..., None].expand(-1, -1, 4))
         theirs = torch.where(positive[..., None], theirs, anchors)
-        every = anchors.expand_as(theirs).reshape(-1, 4)
-        wanted = self.detector.box_coder.encode_single(theirs.reshape(-1, 4), every)
-        moves = F.smooth_l1_loss(codes, wanted.view_as(codes), reduction="none").sum(2)
+        moves = F.smooth_l1_loss(codes, encoded(theirs, anchors), reduction="none").sum(2)
 
         labels = (1 + targets[:, 1:, 4]).long().gather(1, object_of)
         labels = torch.where(positive, labels, 0)
@@ -97,6 +95,18 @@ class MultiBoxLoss:
         hard = ranks < self.negatives * positive.sum(1, keepdim=True)
         counted = torch.where(positive | (hard & ~positive), losses, 0)
         return (torch.where(positive, moves, 0).sum() + counted.sum()) / matches.clamp_min(1)
+
+
+def encoded(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Codes of boxes (N, A, 4): how default boxes (A, 4) have to move, over SSD's variances.
+
+    torchvision's `BoxCoder.encode_single` gives the same and copies its weights to the device at
+    each call, which a GPU waits for.
+    """
+    sides = anchors[:, 2:] - anchors[:, :2]
+    wanted = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + 0.5 * wanted) - (anchors[:, :2] + 0.5 * sides)
+    return torch.cat([10.0 * shift / sides, 5.0 * (wanted / sides).log()], dim=-1)
 
 
 def match(anchors: Tensor, boxes: Tensor, real: Tensor, threshold: float) -> Tensor:
@@ -236,10 +246,10 @@ def objects_of(images: BoxImages, numbers: np.ndarray) -> Truth:
 
 def _rows(number: int, found: dict[str, Tensor], scale: np.ndarray) -> np.ndarray:
     """An image's detections as float64 rows: image, box in its pixels, score, label, rank."""
-    boxes = found["boxes"].double().cpu().numpy() * scale
+    boxes = found["boxes"].cpu().double().numpy() * scale
     rows = np.empty((len(boxes), 8))
     rows[:, 0], rows[:, 1:5], rows[:, 7] = number, boxes, np.arange(len(boxes))
-    rows[:, 5] = found["scores"].double().cpu().numpy()
+    rows[:, 5] = found["scores"].cpu().double().numpy()
     rows[:, 6] = found["labels"].cpu().numpy()
     return rows
 

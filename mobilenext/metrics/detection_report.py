@@ -15,6 +15,7 @@ from mobilenext.data import BoxData, BoxImages
 from mobilenext.data.boxes import PADDING
 from mobilenext.data.drawing import draw_boxes
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.metrics.average_precision import Detections
 from mobilenext.metrics.detection import Precision
 
@@ -38,14 +39,15 @@ def lines_of(precision: Precision, classes: Sequence[str]) -> list[str]:
         precision: Of a split.
         classes: Their names.
     """
-    width = max(map(len, ("class", *classes)))
+    names = [printable(name) for name in classes]
+    width = max(map(len, ("class", *names)))
     values = precision.eleven_point.by_class
     order: list[int] = np.argsort(-np.nan_to_num(values, nan=-1.0), kind="stable").tolist()
     title = (
         f"{'class':<{width}}  objects  AP (VOC, 11 points)  AP (VOC, area)  AP (COCO), in per cent"
     )
     rows = [
-        f"{classes[i]:<{width}}  {precision.curves.objects[i]:7,}  {_number(values[i]):>19}  "
+        f"{names[i]:<{width}}  {precision.curves.objects[i]:7,}  {_number(values[i]):>19}  "
         f"{_number(precision.area.by_class[i]):>14}  {_number(precision.coco.by_class[i]):>9}"
         for i in order
     ]
@@ -72,7 +74,7 @@ def detection_files(
     files: dict[str, str | bytes | None] = {
         AP_TABLE: _table(precision, images.classes),
         CURVES: _curves(precision, images.classes),
-        SHEET: _sheet(pictures),
+        SHEET: _sheet(pictures) if len(pictures) else None,
     }
     return files, pictures, captions
 
@@ -139,7 +141,8 @@ def _pictures(
         present: list[int] = np.unique(images.labels[objects]).tolist()
         names = [classes[label] for label in present]
         captions.append(f"there: {', '.join(names) or 'nothing'}")
-    return np.stack(pictures), captions
+    empty = np.zeros((0, SIDE, SIDE, 3), np.uint8)
+    return np.stack(pictures) if pictures else empty, captions
 
 
 def _sheet(pictures: np.ndarray) -> bytes:

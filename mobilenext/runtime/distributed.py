@@ -102,9 +102,13 @@ class Process:
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give every rank the mean of all ranks' running statistics."""
+        if self.world_size == 1:
+            return
+        # In float64 the mean of equal numbers is that number, for any number of ranks.
+        exact = torch.float32 if self.device.type == "mps" else torch.float64
         for buffer in network.buffers():
             if buffer.is_floating_point():
-                self.all_reduce_sum(buffer).div_(self.world_size)
+                buffer.copy_(self.all_reduce_sum(buffer.to(exact)).div_(self.world_size))
 
 
 class Agreement:

@@ -83,7 +83,9 @@ def quantization_tables(results: Sequence[dict[str, Any]]) -> list[Table]:
     Args:
         results: Of `scripts/quantize.py`.
     """
-    tables = []
+    detectors = [one for one in results if one.get("task") == "detection"]
+    results = [one for one in results if one.get("task") != "detection"]
+    tables = _detector_tables(detectors)
     for task in sorted({_task(one) for one in results}, key=str):
         part = [one for one in results if _task(one) == task]
         lost = list(_lost(part))
@@ -107,6 +109,42 @@ def quantization_tables(results: Sequence[dict[str, Any]]) -> list[Table]:
                 ("network", "how", "seeds", "float top-1", "8-bit top-1", "drop, points",
                  "agreement, %", "SQNR, dB"),
                 tuple(rows), footnotes([], set(), *remarks), 2, "8 bits",
+            )
+        )  # fmt: skip
+    return tables
+
+
+DETECTED = {"ap_voc_11point": "AP (VOC, 11 points)", "ap_coco": "AP (COCO)"}
+
+
+def _detector_tables(results: Sequence[dict[str, Any]]) -> list[Table]:
+    """Detectors at 8 bits: one table for each data set, by the measure that it is known by."""
+    tables = []
+    for task in sorted({(*_task(one), one["measure"]) for one in results}, key=str):
+        rows = []
+        for one in results:
+            if (*_task(one), one["measure"]) != task:
+                continue
+            measure = one["measure"]
+            name = f"{network_label(one)}, {printable(str(one['detector']))}"
+            for row in [*one["rows"], *one["files"]]:
+                how = way_of(row) if "grid" in row else f"file {printable(str(row.get('file')))}"
+                rows.append((
+                    name, how, f"{one['float'][measure]:.2f}", f"{row[measure]:.2f}",
+                    f"{row['drop']:.2f}".replace("-", "−"),
+                ))  # fmt: skip
+        data, size, count, images, measure = task
+        words = DETECTED.get(measure, printable(measure))
+        slug = re.sub(r"[^a-z0-9]+", "_", f"{data}_{size}_{images}".lower())
+        tables.append(
+            Table(
+                f"int8_detection_{slug}",
+                f"8 bits after training, detectors: {printable(data)}, {size} px, {count:,} images",
+                ("detector", "how", f"float {words}", f"8-bit {words}", "drop, points"),
+                tuple(rows),
+                footnotes([], set(), REFERENCE, "Softmax and decoding stay in float; AP on few "
+                          "images moves by a point by chance."),
+                2, "8 bits",
             )
         )  # fmt: skip
     return tables

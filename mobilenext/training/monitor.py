@@ -73,12 +73,12 @@ class Monitor:
             with self.folder.writable():
                 self.board.add_text("config", f"```yaml\n{config_yaml}\n```", self.first_step)
 
-    def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
+    def show(self, name: str, pictures: Tensor, captions: Sequence[str], step: int) -> None:
         """Show some pictures, uint8 (N, H, W, 3), with what is said of each, in TensorBoard."""
         if self.board is not None:
             with self.folder.writable():
                 sheet = contact_sheet(pictures, captions)
-                self.board.add_image(name, sheet, self.first_step, dataformats="HWC")
+                self.board.add_image(name, sheet, step, dataformats="HWC")
 
     def steps(self, batches: Iterable[T], epoch: int, first: int) -> Iterator[T]:
         """Pass an epoch's batches on, from batch `first`; `step` then tells how far it is."""

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mobilenext.errors import DivergedError
+from mobilenext.errors import DivergedError, Preempted
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.memory import return_kept_memory
 from mobilenext.runtime.provenance import provenance
@@ -187,7 +187,7 @@ class Run:
 
     def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
         """Show some of the pictures, uint8 (N, H, W, 3), with their captions in TensorBoard."""
-        self.monitor.show(name, pictures, captions)
+        self.monitor.show(name, pictures, captions, self.state.step)
 
     def evaluating(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass the batches of an evaluation on; a terminal shows how far it is."""
@@ -214,19 +214,22 @@ class Run:
         for name, weights in state.evaluated().items():
             values = score(weights)
             if values is None:
-                self.save()
-                raise self.session.preempted()
+                raise self.preempted()
             scores[name] = values
         return_kept_memory()
         if not all(math.isfinite(values["loss"]) for values in scores.values()):
             raise self._diverged(state.step)
         state.record(scores)
-        best = state.headline if state.is_best else None
-        lr = self.rate(state.step - 1)
+        best, lr = state.headline if state.is_best else None, self.rate(state.step - 1)
         self.monitor.epoch(epoch, state.step, lr, state.meter.close_epoch(), scores, best)
-        last = epoch + 1 == self.settings.epochs
-        if last or state.is_best or self.process.on_main(self.checkpoints.affordable):
+        due = epoch + 1 == self.settings.epochs or state.is_best
+        if due or self.process.on_main(self.checkpoints.affordable):
             self.save()
+
+    def preempted(self) -> Preempted:
+        """Save the state; the exception by which a run ends after a signal."""
+        self.save()
+        return self.session.preempted()
 
     def save(self) -> None:
         """Write a checkpoint of the state as it is; all processes call this together."""
@@ -302,11 +305,8 @@ class Run:
 
     def _check_weights(self) -> None:
         """The last step's update may have gone too far though its gradient was finite."""
-        tensors = [
-            value
-            for network in self.state.evaluated().values()
-            for value in (*network.parameters(), *network.buffers())
-        ]
+        networks = self.state.evaluated().values()
+        tensors = [value for one in networks for value in (*one.parameters(), *one.buffers())]
         bad = torch.stack([~value.isfinite().all() for value in tensors]).sum()
         if self.process.all_reduce_sum(bad).item():
             raise self._diverged(self.state.step)

@@ -2,6 +2,7 @@
 
 import colorsys
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,17 @@ that each channel says how much of a pixel is its object's."""
 SIZE = 96
 ROOMY = 12
 """Pixels of a batch: a box with shorter sides is too small to be found again within 5 %."""
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of a batch; targets of fewer boxes than others get more rows of padding."""
+    most = max(part.shape[1] for part in parts)
+    padding = torch.tensor([0.0, 0, 0, 0, PADDING, 0])
+    return torch.cat([
+        part if part.shape[1] == most or part.ndim > 3 else
+        torch.cat([part, padding.expand(len(part), most - part.shape[1], BOX_TARGETS)], dim=1)
+        for part in parts
+    ])  # fmt: skip
 
 
 def needs_native() -> None:
@@ -383,7 +395,7 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
 
 def joined(ranks: list[list[Batch]]) -> list[Batch]:
     return [
-        (torch.cat([pixels for pixels, _ in shares]), torch.cat([boxes for _, boxes in shares]))
+        (torch.cat([pixels for pixels, _ in shares]), together([boxes for _, boxes in shares]))
         for shares in zip(*ranks, strict=True)
     ]
 
@@ -407,7 +419,7 @@ def test_epochs_and_seeds_differ(painted: BoxImages) -> None:
     by_index = []
     for seed, epoch in ((3, 5), (3, 6), (4, 5)):
         batches = taken(loader(painted, seed=seed), epoch)
-        pixels, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        pixels, targets = (together(parts) for parts in zip(*batches, strict=True))
         place = targets[:, 0, 4].argsort()  # in the order of the split: views are what differs
         by_index.append((pixels[place], targets[place]))
     for pixels, targets in by_index[1:]:
@@ -561,8 +573,7 @@ def test_targets_are_those_of_plain_arithmetic(size: int) -> None:
         views = transform.views(every.sizes[indices].astype(np.int64), indices, 0, epoch)
         targets = transform.targets(images, indices, views)
         assert targets.dtype == torch.float32
-        assert targets.shape == (len(indices), 1 + every.most, BOX_TARGETS)
-        assert every.most == 8
+        assert targets.shape == (len(indices), 1 + 8, BOX_TARGETS)  # an image has eight boxes
         for index, view, rows in zip(indices.tolist(), views, targets.numpy(), strict=True):
             expected = np.array(plainly(every, index, view, size))
             assert np.allclose(rows[: len(expected)], expected, atol=1e-3)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import PIL.Image
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mobilenext.data.drawing import colour_of
 from mobilenext.errors import InputError
@@ -77,6 +79,8 @@ def test_what_a_run_leaves(found: Path) -> None:
     assert all(len(one["recall"]) == len(one["precision"]) for one in curves.values())
     with PIL.Image.open(found / "detections.jpg") as sheet:
         assert sheet.width > 900
+    events = EventAccumulator(str(found)).Reload()
+    assert set(events.Tags()["images"]) == {"train/images", "val/detections"}
 
 
 def test_the_same_command_finds_its_run_again(
@@ -110,6 +114,20 @@ def test_evaluate_sees_that_it_is_a_detector(
     assert len(rows) == result["detections"]
     assert {row["class"] for row in rows} <= {"red", "green", "blue"}
     assert (tmp_path / "run" / "precision_recall.json").exists()
+
+
+def test_evaluation_needs_no_training_images(found: Path, tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(tree, root)
+    for file in (root / "VOC2007").rglob("trainval*"):
+        file.unlink()
+    result = evaluated(found, root, tmp_path / "run")
+    assert result["ap_voc_11point"] == result_of(found)["ap_voc_11point"]
+    (root / "VOC2007/JPEGImages/test_0.jpg").unlink()
+    with pytest.raises(InputError, match="expected its image"):
+        evaluated(found, root, tmp_path / "other")
+    result = evaluated(found, root, tmp_path / "other", "data.on_bad_image=skip")
+    assert (result["count"], result["objects"]["missing"]) == (5, 1)
 
 
 def test_precision_is_the_same_bits_for_two_processes(

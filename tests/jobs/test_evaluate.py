@@ -204,6 +204,7 @@ def test_the_same_for_any_number_of_processes(scores_alone: dict[str, Any], proc
     assert together.pop("given up") is True
     mine = own_allowance()
     assert together.pop("cpus") == [share(mine, [mine] * processes)] * processes
+    assert together.pop("stays") is True
     mean = (processes - 1) / 2
     assert together.pop("average") == [[mean, mean]] * processes
     assert together.pop("broadcast") == [[0, 0]] * processes

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mobilenext.models.weights import fit_into
 from tests.models.nontrivial import with_weights
 
 
-def small(classes: int = 3, size: int = 96, **more: str) -> SSDLite:
+def small(classes: int = 3, size: int = 96, **more: Any) -> SSDLite:
     return SSDLite(MobileNeXt(width_mult=0.35, num_classes=classes), classes, size, **more)
 
 

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from mobilenext.errors import InputError
+from mobilenext.tables.deployed import quantization_tables
 from mobilenext.tables.detected import detection_tables, detector_views, published_detection
 from mobilenext.tables.render import to_markdown
 from mobilenext.tables.results import DETECTION, other_results
@@ -17,7 +18,9 @@ RESULT: dict[str, Any] = {
     "kind": "detection", "model": "mobilenext", "width": 1.0, "identity": 1.0,
     "detector": "ssdlite_authors", "taps": "authors", "data": "voc", "split": None,
     "protocol": "voc", "image_size": 320, "epochs": 348, "seed": 0, "num_params": 3_470_548,
-    "madds": 708_726_528, "ap_voc_11point": 70.0, "ap_voc_area": 71.0, "ap_coco": 40.0,
+    "madds": 708_726_528, "count": 4_952, "unreadable_images": {"train": {}, "val": {}},
+    "init_from": {"path": "/w/a.pt", "sha256": "b" * 64}, "ap_voc_11point": 70.0,
+    "ap_voc_area": 71.0, "ap_coco": 40.0,
     "objects": {"train": {"images": 16_551}, "val": {"images": 4_952}},
     "config": {"data": {"name": "voc", "source": {"_target_": "voc", "root": "/a"}, "root": "/a",
                         "workers": 2},
@@ -43,7 +46,8 @@ def test_only_the_whole_of_voc_stands_beside_the_paper() -> None:
     assert cells(whole, "SSDLite320 with MobileNeXt") == "70.00"
     assert cells(whole, "SSDLite320 with MobileNetV2") == "not measured"
     for other in (result(), result(split="VOC07"), result(split="VOC07+12", image_size=300),
-                  result(split="VOC07+12", width=0.5),
+                  result(split="VOC07+12", width=0.5), result(split="VOC07+12", epochs=120),
+                  result(split="VOC07+12", init_from=None), result(split="VOC07+12", count=4_951),
                   result(split="VOC07+12", detector="ssdlite_torchvision")):  # fmt: skip
         assert cells(other, "SSDLite320 with MobileNeXt") == "not measured"
     thin = result(split="VOC07+12", model="mobilenetv2")
@@ -59,7 +63,7 @@ def test_the_papers_numbers_carry_their_tags() -> None:
 
 
 def test_seeds_stand_together_and_recipes_apart() -> None:
-    same = [result(seed=seed, ap_voc_11point=60.0 + 2 * seed) for seed in (0, 1)]
+    same = [result(seed=seed, ap_voc_11point=60.0 + 2 * seed, init_from=None) for seed in (0, 1)]
     same[1]["config"] |= {"seed": 1, "runtime": {"precision": "bf16", "threads": 8}}
     frozen = result(
         config={"freeze_backbone": True}, init_from={"path": "/w/best.pt", "sha256": "a" * 64}
@@ -81,6 +85,24 @@ def test_results_are_found_and_checked(tmp_path: Path) -> None:
     (tmp_path / "a/result.json").write_text(json.dumps(lacking))
     with pytest.raises(InputError, match="it lacks ap_coco"):
         other_results([tmp_path], DETECTION)
+
+
+def test_detectors_at_8_bits_have_tables_of_their_own() -> None:
+    row = {"weights": "per_channel", "grid": "symmetric", "observer": "minmax", "layers": [],
+           "ap_voc_11point": 69.0, "drop": 1.0}  # fmt: skip
+    quantized = {
+        "kind": "quantized", "task": "detection", "model": "mobilenext", "width": 0.5,
+        "identity": 1.0, "detector": "ssdlite_authors", "data": "mine", "image_size": 160,
+        "float": {"ap_voc_11point": 70.0, "count": 120}, "measure": "ap_voc_11point",
+        "calibration": {"images": 64}, "rows": [row],
+        "files": [{"file": "model.pte", "ap_voc_11point": 68.5, "drop": 1.5}],
+    }  # fmt: skip
+    (table,) = quantization_tables([quantized])
+    assert table.columns[2:4] == ("float AP (VOC, 11 points)", "8-bit AP (VOC, 11 points)")
+    assert [row[1] for row in table.rows] == [
+        "weights per channel symmetric, minmax", "file model.pte",
+    ]  # fmt: skip
+    assert [row[-1] for row in table.rows] == ["1.00", "1.50"]
 
 
 def test_views_show_what_lies_beside(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import batched_nms
 
-from mobilenext.errors import InputError
+from mobilenext.errors import InputError, first_line
 from mobilenext.models.detection.taps import Taps, find_taps
 from mobilenext.models.weights import FittedWeights, fit_weights
 
@@ -32,6 +32,8 @@ REFERENCE = 320
 """Image size in pixels that the sizes and steps of default boxes are given for."""
 
 LEVELS = 6
+MOST_DETECTIONS = 1000
+"""Detections of an image that may be asked for."""
 
 MIN_SIZES = (45, 90, 135, 180, 225, 270)
 MAX_SIZES = (120, 180, 220, 260, 300, 320)
@@ -101,6 +103,12 @@ class SSDLite(SSD):
                 f"min_sizes, max_sizes, steps: expected {LEVELS} numbers each, got "
                 f"{len(min_sizes)}, {len(max_sizes)} and {len(steps)}"
             )
+        for key, value, least, below in (
+            ("score_threshold", score_threshold, 0, 1), ("nms_threshold", nms_threshold, 0, 1.01),
+            ("most", most, 1, MOST_DETECTIONS + 1), ("candidates", candidates, 1, 10_001),
+        ):  # fmt: skip
+            if not least <= value < below:
+                raise InputError(f"{key}: expected {least} or more and below {below}, got {value}")
         maps = Maps(backbone, find_taps(backbone, taps), extras)
         sizes, channels = maps.shapes(image_size)
         default = DefaultBoxes(image_size, sizes, min_sizes, max_sizes, steps)
@@ -191,7 +199,7 @@ class SSDLite(SSD):
         Raises:
             InputError: They are of another network.
         """
-        if any(name.startswith("head.") for name in tensors):
+        if any(name.startswith("head.classification_head.") for name in tensors):
             return fit_weights(tensors, self)
         given = fit_weights(tensors, self._classifier[0])
         own = self.frozen_part().state_dict()
@@ -216,7 +224,13 @@ class Maps(nn.Module):
         self.ends_later = taps.end != taps.last
         if self.ends_later:
             names[taps.end] = "end"
-        self.body = create_feature_extractor(backbone, names, suppress_diff_warning=True)
+        try:
+            self.body = create_feature_extractor(backbone, names, suppress_diff_warning=True)
+        except Exception as error:  # torch.fx has no common type for it
+            raise InputError(
+                f"a detector needs a network that torch.fx can take apart, got a "
+                f"{type(backbone).__name__} ({first_line(error)}): choose another model"
+            ) from error
         kind = "torchvision"
         if extras == "authors":
             kind = "sandglass" if taps.sandglass else "inverted"
