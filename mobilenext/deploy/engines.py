@@ -1,4 +1,4 @@
-"""What runs a network: a callable for each engine, from pixels to logits."""
+"""What runs a network: a callable for each engine, from pixels to logits, or scores and boxes."""
 
 import copy
 from collections.abc import Callable
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilenext.deploy.formats import FORMATS, load, write_as_it_is
+from mobilenext.deploy.detector_graph import from_pixels
+from mobilenext.deploy.formats import FORMATS, load_outputs, write_as_it_is
 from mobilenext.deploy.graph import FromPixels, prepared
 from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError, first_line
@@ -43,7 +44,7 @@ def for_engine(
     else:
         masked = engine == "compile" or FORMATS[FORMAT_OF[engine]].masked
         ready = prepared(network, image_size, folded=True, masked=masked)
-    whole = FromPixels(ready, MEAN, STD).eval()
+    whole = from_pixels(ready, MEAN, STD)
     if engine not in FORMAT_OF:
         whole.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return whole
@@ -76,7 +77,7 @@ def running(
         InputError: A package or a compiler is missing, or the runtime does not take the file.
     """
     if isinstance(source, Path):
-        runner, images = load(source, threads), pixels.cpu().numpy()
+        runner, images = load_outputs(source, threads), pixels.cpu().numpy()
         return lambda: runner(images)
     network: Callable[[torch.Tensor], object] = source
     if engine == "compile":
@@ -112,5 +113,5 @@ def write_for(engine: str, network: FromPixels, pixels: np.ndarray, folder: Path
     """
     form = FORMATS[FORMAT_OF[engine]]
     path = folder / form.file
-    write_as_it_is(form, network, pixels, path)
+    write_as_it_is(form, network, pixels, path, network.outputs)
     return path

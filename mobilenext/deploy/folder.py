@@ -3,17 +3,28 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenext.deploy import classify
+from mobilenext.deploy import classify, find_objects
 from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
 from mobilenext.files import writable, write_whole
 
 CLASSIFY = "classify.py"
+FIND_OBJECTS = "find_objects.py"
+BESIDE = (PREPROCESSING, CLASSIFY, FIND_OBJECTS)
+"""What may go along with a file of another runtime."""
 
 
-def write_beside(folder: Path, preprocessing: Preprocessing) -> None:
-    """Write what goes along with a file of another runtime: how pixels are made, and an example."""
+def write_beside(folder: Path, preprocessing: Preprocessing) -> str:
+    """Write what goes along with a file of another runtime: how pixels are made, and an example.
+
+    Returns:
+        The example's name.
+    """
+    name, program = CLASSIFY, classify
+    if preprocessing.postprocessing is not None:
+        name, program = FIND_OBJECTS, find_objects
     (folder / PREPROCESSING).write_text(preprocessing.text(), encoding="utf-8")
-    (folder / CLASSIFY).write_bytes(Path(classify.__file__).read_bytes())
+    (folder / name).write_bytes(Path(str(program.__file__)).read_bytes())
+    return name
 
 
 def publish(staged: Path, output: Path, names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """A network as a file of another runtime: written, and loaded again to be run."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mobilenext.deploy.graph import FromPixels, prepared
+from mobilenext.deploy.detector_graph import from_pixels
+from mobilenext.deploy.graph import LOGITS, prepared
 from mobilenext.deploy.preprocessing import Preprocessing
 from mobilenext.deploy.quiet import quietly
 from mobilenext.errors import InputError, first_line
@@ -22,6 +23,9 @@ MODULES = "pkg.torch.onnx.name_scopes"
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """Maps pixels, uint8 (N, 3, H, W), to logits, float32 (N, num_classes)."""
+
+OutputsRunner = Callable[[np.ndarray], tuple[np.ndarray, ...]]
+"""Maps pixels, uint8 (N, 3, H, W), to all that a file gives: a detector's scores and boxes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Format:
         folded: See `graph.prepared`.
         masked: See `graph.prepared`.
         any_batch: Whether a file takes batches of any size; else one image at a time.
-        write: Writes a network that takes pixels, given as an example, to a path.
+        write: Writes a network that takes pixels, given as an example, to a path; the names are
+            those of its outputs.
         load: Opens such a file, to be run with a number of threads.
     """
 
@@ -49,8 +54,8 @@ class Format:
     folded: bool
     masked: bool
     any_batch: bool
-    write: Callable[[nn.Module, torch.Tensor, Path], None]
-    load: Callable[[Path, int], Runner]
+    write: Callable[[nn.Module, torch.Tensor, Path, Sequence[str]], None]
+    load: Callable[[Path, int], OutputsRunner]
 
 
 def check_packages(form: Format, what: str) -> None:
@@ -75,10 +80,12 @@ def _batch() -> Any:
     return ({0: torch.export.Dim("batch", min=1, max=MOST_BATCH)},)
 
 
-def _write_onnx(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+def _write_onnx(
+    network: nn.Module, pixels: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
     program = torch.onnx.export(
         network, (pixels[:2].clone(),), dynamo=True, dynamic_shapes=_batch(),
-        input_names=["pixels"], output_names=["logits"], verbose=False,
+        input_names=["pixels"], output_names=list(outputs), verbose=False,
     )  # fmt: skip
     assert program is not None
     for (
@@ -91,7 +98,7 @@ def _write_onnx(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
     program.save(path)
 
 
-def _load_onnx(path: Path, threads: int) -> Runner:
+def _load_onnx(path: Path, threads: int) -> OutputsRunner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -99,10 +106,13 @@ def _load_onnx(path: Path, threads: int) -> Runner:
     # A session that waits awake would take its core from whatever runs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session: Any = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+    return lambda pixels: tuple(session.run(None, {"pixels": pixels}))
 
 
-def _write_executorch(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+def _write_executorch(
+    network: nn.Module, pixels: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
+    del outputs  # they are told apart by their order
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -111,7 +121,7 @@ def _write_executorch(network: nn.Module, pixels: torch.Tensor, path: Path) -> N
     path.write_bytes(lowered.to_executorch().buffer)
 
 
-def _load_executorch(path: Path, threads: int) -> Runner:
+def _load_executorch(path: Path, threads: int) -> OutputsRunner:
     from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
@@ -120,30 +130,36 @@ def _load_executorch(path: Path, threads: int) -> Runner:
     if method is None:
         raise ValueError("it has no method forward")
 
-    def run(pixels: np.ndarray) -> np.ndarray:
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         images = torch.from_numpy(np.ascontiguousarray(pixels))
-        logits = [method.execute([image[None]])[0].clone() for image in images]
-        return torch.cat(logits).numpy()
+        # The next image's outputs come to the same memory.
+        found = [[one.clone() for one in method.execute([image[None]])] for image in images]
+        return tuple(torch.cat(one).numpy() for one in zip(*found, strict=True))
 
     return run
 
 
-def _write_torch(network: nn.Module, pixels: torch.Tensor, path: Path) -> None:
+def _write_torch(
+    network: nn.Module, pixels: torch.Tensor, path: Path, outputs: Sequence[str]
+) -> None:
+    del outputs
     program = torch.export.export(network, (pixels[:2].clone(),), dynamic_shapes=_batch())
     torch.export.save(program, path)
 
 
-def _load_torch(path: Path, threads: int) -> Runner:
+def _load_torch(path: Path, threads: int) -> OutputsRunner:
     network = torch.export.load(path).module()
 
-    def run(pixels: np.ndarray) -> np.ndarray:
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
             with torch.no_grad():
-                return network(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
+                found = network(torch.from_numpy(np.ascontiguousarray(pixels)))
         finally:
             torch.set_num_threads(before)
+        several = (found,) if isinstance(found, torch.Tensor) else found
+        return tuple(one.numpy() for one in several)
 
     return run
 
@@ -190,25 +206,32 @@ def write(
     """
     check_packages(form, f"format={form.name}")
     ready = prepared(network, preprocessing.image_size, form.folded, form.masked)
-    whole = FromPixels(ready, preprocessing.mean, preprocessing.std).eval()
-    write_as_it_is(form, whole, pixels, path)
+    whole = from_pixels(ready, preprocessing.mean, preprocessing.std)
+    write_as_it_is(form, whole, pixels, path, whole.outputs)
 
 
-def write_as_it_is(form: Format, whole: nn.Module, pixels: np.ndarray, path: Path) -> None:
+def write_as_it_is(
+    form: Format,
+    whole: nn.Module,
+    pixels: np.ndarray,
+    path: Path,
+    outputs: Sequence[str] = LOGITS,
+) -> None:
     """Write what takes pixels as a file of a runtime; see `write`.
 
     Args:
         form: The kind of file.
-        whole: Maps pixels to logits; on the CPU.
+        whole: Maps pixels to logits, or a detector to scores and boxes; on the CPU.
         pixels: At least two images, uint8 (N, 3, H, W).
         path: The file.
+        outputs: Names of what it gives.
 
     Raises:
         InputError: It can't be exported.
     """
     try:
         with quietly(), torch.no_grad():
-            form.write(whole, torch.from_numpy(pixels), path)
+            form.write(whole, torch.from_numpy(pixels), path, outputs)
     except Exception as error:  # exporters raise anything
         raise InputError(
             f"format={form.name}: this network can't be exported: {first_line(error)}"
@@ -216,6 +239,12 @@ def write_as_it_is(form: Format, whole: nn.Module, pixels: np.ndarray, path: Pat
 
 
 def load(path: Path, threads: int) -> Runner:
+    """Open an exported classifier; see `load_outputs`."""
+    run = load_outputs(path, threads)
+    return lambda pixels: run(pixels)[0]
+
+
+def load_outputs(path: Path, threads: int) -> OutputsRunner:
     """Open an exported network.
 
     Args:
@@ -239,35 +268,49 @@ def load(path: Path, threads: int) -> Runner:
 BATCHES = (1, 2, 5)
 """Sizes of batches that a file is tried with."""
 ALIKE = 1e-4
-"""Largest difference of logits that rounding may make, of the largest logit."""
+"""Largest difference of logits that rounding may make, of the largest logit; of a detector's scores
+and boxes, of the largest, which is about 1."""
 
 
-def check_answers(form: Format, runner: Runner, expected: np.ndarray, pixels: np.ndarray) -> float:
+def check_answers(
+    form: Format,
+    runner: Runner | OutputsRunner,
+    expected: np.ndarray | tuple[np.ndarray, ...],
+    pixels: np.ndarray,
+) -> float:
     """Compare a reloaded file's answers with the network's, in batches of `BATCHES`.
 
     Args:
         form: The kind of file.
         runner: The reloaded file.
-        expected: The network's logits, (N, num_classes).
+        expected: The network's logits, (N, num_classes); or a detector's scores and boxes.
         pixels: Their images, uint8 (N, 3, H, W), N at least the sum of `BATCHES`.
 
     Returns:
-        The largest difference, of the largest logit.
+        The largest difference, of the largest value of the same output.
 
     Raises:
-        InputError: Logits differ by more than rounding, or an answer is another one.
+        InputError: Values differ by more than rounding, or a classifier's answer is another one.
     """
-    found, first = [], 0
+    classifies = isinstance(expected, np.ndarray)
+    parts, first = [], 0
     for size in BATCHES:
-        found.append(runner(np.ascontiguousarray(pixels[first : first + size])))
+        parts.append(_several(runner(np.ascontiguousarray(pixels[first : first + size]))))
         first += size
-    logits, wanted = np.concatenate(found), expected[:first]
-    difference = float(np.abs(logits - wanted).max() / np.abs(wanted).max())
-    others = int((logits.argmax(1) != wanted.argmax(1)).sum())
+    found = [np.concatenate(one) for one in zip(*parts, strict=True)]
+    wanted = [one[:first] for one in _several(expected)]
+    shares = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, wanted, strict=True)]
+    difference = float(np.max(shares))
+    others = int((found[0].argmax(1) != wanted[0].argmax(1)).sum()) if classifies else 0
     if not difference <= ALIKE or others:
+        what = f"{others} of {first} images; logits differ" if classifies else "outputs differ"
         raise InputError(
-            f"format={form.name}: {form.runtime} gives other answers than the network ({others} of "
-            f"{first} images; logits differ by {difference:.1e} of the largest): nothing was "
-            "written. This is a fault of the exporter or of this package: please report it"
+            f"format={form.name}: {form.runtime} gives other answers than the network ({what} by "
+            f"{difference:.1e} of the largest): nothing was written. This is a fault of the "
+            "exporter or of this package: please report it"
         )
     return difference
+
+
+def _several(outputs: np.ndarray | tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return (outputs,) if isinstance(outputs, np.ndarray) else outputs

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,29 @@ from mobilenext.seeding import generator
 
 FOLDED_ALIKE = 1e-4
 """Largest difference that folding may make, of the largest logit."""
+LOGITS = ("logits",)
+"""Names of a classifier's outputs."""
+
+Outputs = Tensor | tuple[Tensor, ...]
+"""What a network gives: a classifier its logits, a detector several tensors."""
+
+
+def relative_difference(found: Outputs, expected: Outputs) -> float:
+    """The largest difference between two forms' outputs, of the largest value that is expected.
+
+    Of several outputs it is the worst one's. NaN if a value is not finite.
+
+    Args:
+        found: One form's.
+        expected: The other's, of the same shapes.
+    """
+    pairs = zip(_several(found), _several(expected), strict=True)
+    shares = [(a - b).abs().max() / b.abs().max().clamp_min(1e-30) for a, b in pairs]
+    return torch.stack(shares).max().item()
+
+
+def _several(outputs: Outputs) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
 
 
 class FromPixels(nn.Module):
@@ -23,8 +47,12 @@ class FromPixels(nn.Module):
         network: Takes normalised images.
         mean: Channel means in [0, 1].
         std: Channel standard deviations in [0, 1].
+
+    Attributes:
+        outputs: Names of what it gives.
     """
 
+    outputs: ClassVar[tuple[str, ...]] = LOGITS
     shift: Tensor
     scale: Tensor
 
@@ -36,7 +64,7 @@ class FromPixels(nn.Module):
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Any:
         """Map uint8 (N, 3, H, W) to logits (N, num_classes)."""
         return self.network(self.normalised(pixels))
 
@@ -58,7 +86,7 @@ def prepared(network: nn.Module, image_size: int, folded: bool, masked: bool) ->
             ONNX Runtime and torch.compile; ExecuTorch and 8 bits do better with slices.
 
     Raises:
-        InputError: The copy does not give the same logits.
+        InputError: The copy does not give the same outputs.
     """
     plain = copy.deepcopy(network).eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     images = torch.randn(2, 3, image_size, image_size, generator=generator("fold", 0))
@@ -68,11 +96,11 @@ def prepared(network: nn.Module, image_size: int, folded: bool, masked: bool) ->
             fold_norms(plain, images)
         if masked:
             mask_shortcuts(plain)
-        difference = (plain(images) - expected).abs().max().item()
-    if not difference <= FOLDED_ALIKE * expected.abs().max().item():
+        difference = relative_difference(plain(images), expected)
+    if not difference <= FOLDED_ALIKE:
         raise InputError(
-            f"batch norms can't be folded into this network's convolutions: its logits then differ "
-            f"by {difference:.2g} of {expected.abs().max().item():.2g}"
+            f"batch norms can't be folded into this network's convolutions: what it gives then "
+            f"differs by {difference:.1e} of the largest value"
         )
     return plain
 

@@ -9,6 +9,11 @@ import numpy as np
 import torch
 
 from mobilenext.assembly.data import device_batches, evaluation_transform
+from mobilenext.assembly.detection import (
+    detector_words,
+    is_detector,
+    rebuilt_either_with_cost,
+)
 from mobilenext.assembly.trained import (
     complete_data,
     evaluation_data,
@@ -16,7 +21,8 @@ from mobilenext.assembly.trained import (
     rebuilt_with_cost,
 )
 from mobilenext.config.fields import check, check_choice, path_field
-from mobilenext.deploy.folder import CLASSIFY, publish, write_beside
+from mobilenext.deploy.detector_graph import expected_outputs, postprocessing_of
+from mobilenext.deploy.folder import BESIDE, publish, write_beside
 from mobilenext.deploy.formats import (
     BATCHES,
     FORMATS,
@@ -24,6 +30,7 @@ from mobilenext.deploy.formats import (
     check_answers,
     check_packages,
     load,
+    load_outputs,
     write,
 )
 from mobilenext.deploy.hub.card import Publication, model_card, network_words
@@ -37,8 +44,10 @@ from mobilenext.deploy.hub.timm_entry import (
 from mobilenext.deploy.hub.trained import Trained, read_trained, weights_file
 from mobilenext.deploy.hub.upload import CARD, CONFIG, FILES, WEIGHTS, push
 from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
+from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable
 from mobilenext.runtime.distributed import Process
+from mobilenext.training.measures import DETECTION, TOP1, measure_of
 from mobilenext.training.progress import say
 from mobilenext.training.weights_files import weights_path
 
@@ -70,7 +79,7 @@ class ExportConfig:
         check(bool(self.license.strip()), "license", "a licence's name, or other", self.license)
 
 
-FILE_NAMES = (*(form.file for form in FORMATS.values()), PREPROCESSING, CLASSIFY)
+FILE_NAMES = (*(form.file for form in FORMATS.values()), *BESIDE)
 """What an export of a file leaves in its folder: one of the formats, and what tells of its use."""
 
 
@@ -79,7 +88,7 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
 
     Nothing is written before it has been read back and has given the network's answers: timm's
     network the same logits bit by bit, a file's runtime the same but for rounding, on real
-    pictures.
+    pictures. A detector's file gives scores and boxes; it is for runtimes only.
 
     Args:
         config: The job's config.
@@ -87,7 +96,7 @@ def export(config: ExportConfig, process: Process) -> dict[str, Any]:
 
     Returns:
         `output`, the folder; `files`, their names; for the hub `pushed`, the address there, or
-        None; for a file `difference`, the largest of its logits, of the largest logit.
+        None; for a file `difference`, the largest of its outputs, of the largest value.
 
     Raises:
         InputError: The checkpoint can't be used, its network can't be written so, an optional
@@ -104,6 +113,11 @@ def _export_for_the_hub(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output)
     check_output_folder("output", output, FILES)
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
+    if is_detector({"model": trained.model}):
+        raise InputError(
+            f"format=hub: expected a classifier, got a detector, {_words(trained)}: timm and the "
+            f"hub's card know classifiers only; choose format={', format='.join(FORMATS)}"
+        )
     node, image_size = trained.model["network"], trained.data.eval_size
     refuse_nested(node, trained.path)
     network, cost = rebuilt_with_cost(trained.model, trained.tensors, trained.path, image_size)
@@ -134,40 +148,61 @@ def _export_file(config: ExportConfig, form: Format, process: Process) -> dict[s
     check_packages(form, f"format={form.name}")
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
     data = evaluation_data(trained.data.plain, {})
-    network, _ = rebuilt_with_cost(trained.model, trained.tensors, trained.path, data.eval_size)
-    preprocessing = Preprocessing.of(
-        evaluation_transform(data), data.mean, data.std, trained.classes
+    network, _ = rebuilt_either_with_cost(
+        trained.model, trained.tensors, trained.path, data.eval_size
     )
+    preprocessing = Preprocessing.of(
+        evaluation_transform(data), data.mean, data.std, trained.classes,
+        postprocessing_of(network),
+    )  # fmt: skip
+    detects = preprocessing.postprocessing is not None
     pictures, what = pictures_of(data, sum(BATCHES))
     pixels = torch.from_numpy(pictures)
     with torch.no_grad():
         to_device = device_batches(data, process, channels_last=False)
         images, _ = to_device(pixels, torch.zeros(len(pixels)))
-        expected = network.to(process.device)(images).float().cpu().numpy()
+        expected = expected_outputs(network.to(process.device), images)
     planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
     with tempfile.TemporaryDirectory() as staging:
         staged = Path(staging)
         write(form, network.cpu(), preprocessing, planes, staged / form.file)
-        found = load(staged / form.file, max(1, process.cpus))
+        opened = load_outputs if detects else load
+        found = opened(staged / form.file, max(1, process.cpus))
         difference = check_answers(form, found, expected, planes)
-        write_beside(staged, preprocessing)
+        example = write_beside(staged, preprocessing)
         files = publish(staged, output, FILE_NAMES)
     size = (output / form.file).stat().st_size / 1e6
     say(f"{output}: {', '.join(files)} ({_summary(trained)})")
     say(
         f"{form.file} ({size:.2f} MB) was read back by {form.runtime}: the same answers on "
-        f"{len(pictures)} {what}, logits within {difference:.0e} of the largest"
+        f"{len(pictures)} {what}, {'scores and boxes' if detects else 'logits'} within "
+        f"{difference:.0e} of the largest"
     )
+    if detects:
+        say(
+            f"decoding and softmax are in the graph, with the default boxes; non-maximum "
+            f"suppression is outside: {example} has it in numpy, {PREPROCESSING} its thresholds"
+        )
     batch = "any batch" if form.any_batch else "one image at a time"
-    say(f"use it ({batch}): python {output / CLASSIFY} PICTURE ...")
+    say(f"use it ({batch}): python {output / example} PICTURE ...")
     return {"output": str(output), "files": files, "difference": difference}
 
 
 def _summary(trained: Trained) -> str:
-    scores = trained.scores
-    accuracy = "not evaluated" if scores is None else f"top-1 {scores['top1']:.3f} %"
-    what = f"{network_words(trained)}, {printable(trained.data.name)}, {accuracy}"
+    scores = trained.scores or {}
+    measure = DETECTION.get(str(trained.result.get("protocol")), measure_of(scores))
+    worth = "not evaluated"
+    if measure is not None and measure.key in scores:
+        value = scores[measure.key]
+        worth = f"top-1 {value:.3f} %" if measure is TOP1 else measure.text(value)
+    what = f"{_words(trained)}, {printable(trained.data.name)}, {worth}"
     return f"{what}, from {printable(trained.path)}"
+
+
+def _words(trained: Trained) -> str:
+    if is_detector({"model": trained.model}):
+        return printable(detector_words(trained.model))
+    return network_words(trained)
 
 
 def _hint(output: Path, entry: TimmEntry | None) -> str:

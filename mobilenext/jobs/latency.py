@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from mobilenext.assembly.data import evaluation_transform
-from mobilenext.assembly.trained import complete_data, evaluation_data, rebuilt_with_cost
-from mobilenext.config import HasRun, ModelConfig, RuntimeConfig, to_yaml
+from mobilenext.assembly.detection import detector_words, is_detector, rebuilt_either_with_cost
+from mobilenext.assembly.trained import complete_data, evaluation_data
+from mobilenext.config import DetectorConfig, HasRun, ModelConfig, RuntimeConfig, to_yaml
 from mobilenext.config.fields import (
     MISSING,
     check,
@@ -27,6 +28,7 @@ from mobilenext.config.fields import (
 )
 from mobilenext.config.targets import build
 from mobilenext.data import eval_transform
+from mobilenext.deploy.detector_graph import from_pixels, postprocessing_of
 from mobilenext.deploy.engines import (
     ENGINES,
     FORMAT_OF,
@@ -44,7 +46,7 @@ from mobilenext.deploy.hub.trained import read_trained
 from mobilenext.deploy.layer_times import LayerTime, eager_layers, onnxruntime_layers
 from mobilenext.deploy.page import PageNetwork, page_names, read_results, write_page
 from mobilenext.deploy.peak_memory import peak_memory
-from mobilenext.deploy.preprocessing import Preprocessing, read_preprocessing
+from mobilenext.deploy.preprocessing import DETECTION, Preprocessing, read_preprocessing
 from mobilenext.deploy.timing import Quartiles, Timing, cuda_clock, measure, processor_clock
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable, read_text
@@ -70,6 +72,8 @@ class LatencyConfig(HasRun):
     """Job `latency`."""
 
     model: ModelConfig = MISSING
+    detector: DetectorConfig | None = field(default=None, metadata={"added": True})
+    """A detector on the model's feature maps; null: the classifier itself."""
     width: list[str] = field(default_factory=lambda: ["1.0"])
     """Width multipliers."""
     identity: list[str] = field(default_factory=lambda: ["1"])
@@ -134,6 +138,8 @@ class LatencyConfig(HasRun):
 
 def latency(config: LatencyConfig, process: Process) -> dict[str, Any]:
     """Time networks in turns and print each one's time and ratio to a baseline.
+
+    Detectors are timed from pixels to scores and boxes; non-maximum suppression is not in it.
 
     Args:
         config: The job's config.
@@ -204,6 +210,11 @@ def _of_config(config: LatencyConfig, width: float, identity: float) -> _Network
     }  # fmt: skip
     with host_draws("latency", 0):
         network = build(node, num_classes=config.num_classes)
+        if config.detector is not None:
+            network = build(
+                config.detector.network, backbone=network, num_classes=config.num_classes,
+                image_size=config.image_size,
+            )  # fmt: skip
     assert isinstance(network, nn.Module)
     network.eval()
     cost = measure_complexity(network, config.image_size)
@@ -211,21 +222,33 @@ def _of_config(config: LatencyConfig, width: float, identity: float) -> _Network
              "num_params": cost.params, "madds": cost.madds}  # fmt: skip
     size = config.image_size
     classes = [f"class {number}" for number in range(config.num_classes)]
-    how = Preprocessing.of(eval_transform(size), MEAN, STD, classes)
-    return _Network(_label(config.model.name, width, identity), facts, size, network, None, how)
+    label = _label(config.model.name, width, identity)
+    if config.detector is not None:
+        facts |= _of_detector(config.detector.name)
+        model = {"name": config.model.name, "network": {**node, "width_mult": width},
+                 "detector": {"name": config.detector.name}}  # fmt: skip
+        label = _detector_label(model, identity, size)
+    how = Preprocessing.of(eval_transform(size), MEAN, STD, classes, postprocessing_of(network))
+    return _Network(label, facts, size, network, None, how)
 
 
 def _of_checkpoint(path: Path) -> _Network:
     trained = read_trained(weights_path(path), complete_data)
     size = trained.data.eval_size
-    network, cost = rebuilt_with_cost(trained.model, trained.tensors, trained.path, size)
+    network, cost = rebuilt_either_with_cost(trained.model, trained.tensors, trained.path, size)
     node, name = trained.model["network"], trained.model["name"]
     width, identity = node.get("width_mult", 1.0), node.get("identity_tensor_multiplier", 1.0)
     facts = {"model": name, "width": width, "identity": identity, "num_params": cost.params,
              "madds": cost.madds, "checkpoint": str(trained.path)}  # fmt: skip
     data = evaluation_data(trained.data.plain, {})
-    how = Preprocessing.of(evaluation_transform(data), data.mean, data.std, trained.classes)
+    how = Preprocessing.of(
+        evaluation_transform(data), data.mean, data.std, trained.classes,
+        postprocessing_of(network),
+    )  # fmt: skip
     label = f"{_label(name, width, identity)} ({path.name if path.is_dir() else path.parent.name})"
+    if is_detector({"model": trained.model}):
+        facts |= _of_detector(trained.model["detector"].get("name"))
+        label = _detector_label(trained.model, identity, size)
     return _Network(label, facts, size, network, None, how)
 
 
@@ -236,15 +259,26 @@ def _of_file(path: Path) -> _Network:
         )
     if not path.is_file():
         raise InputError(f"files={printable(path)}: expected an exported network, found none there")
-    how = read_preprocessing(path.parent)
-    return _Network(
-        printable(str(path)), {"model": printable(path.stem), "file": str(path)}, how.image_size,
-        None, path, how,
-    )  # fmt: skip
+    how = read_preprocessing(path.parent, detectors=True)
+    facts = {"model": printable(path.stem), "file": str(path)}
+    if how.postprocessing is not None:
+        facts |= _of_detector(None)
+    return _Network(printable(str(path)), facts, how.image_size, None, path, how)
 
 
 def _label(name: str, width: float, identity: float) -> str:
     return f"{name} {width:g}" + ("" if identity == 1 else f", identity {fraction(identity)}")
+
+
+def _detector_label(model: dict[str, Any], identity: float, size: int) -> str:
+    """For instance `ssdlite_authors on mobilenetv2 (160 px)`."""
+    more = "" if identity == 1 else f", identity {fraction(identity)}"
+    return f"{printable(detector_words(model))}{more} ({size} px)"
+
+
+def _of_detector(name: str | None) -> dict[str, Any]:
+    """What a detector's row says more than a classifier's."""
+    return {"task": DETECTION, "detector": name, "nms": "not timed"}
 
 
 def _measured(
@@ -494,6 +528,11 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
             f"{'-' if busy is None else format(100 * busy, '.0f') + ' %':>6}"
             f"{'-' if peak is None else format(peak / 1e6, '.0f'):>9}  {_ratio_words(row)}"
         )
+    if any(row.get("task") == DETECTION for row in result["rows"]):
+        yield (
+            "detectors: from pixels to scores and boxes of all default boxes; non-maximum "
+            "suppression is not timed"
+        )
     bound = [row for row in result["rows"] if row["is_bound"] and row["ratio"]]
     for row in bound:
         gain = 100 * (1 - row["ratio"]["median"])
@@ -522,7 +561,7 @@ def _profile_lines(engine: str, layers: Sequence[LayerTime]) -> Iterator[str]:
     total = sum(one.ms for one in layers) or 1.0
     yield f"{engine}, by layer: {total:.2f} ms in {len(layers)} layers; the slowest:"
     for one in sorted(layers, key=lambda one: -one.ms)[:SLOWEST]:
-        yield f"  {one.ms:8.3f} ms {100 * one.ms / total:5.1f} %  {one.kind:<28}{one.name}"
+        yield f"  {one.ms:8.3f} ms {100 * one.ms / total:5.1f} %  {one.kind + ' ':<28}{one.name}"
 
 
 def _page(networks: Sequence[_Network], config: LatencyConfig, folder: Path) -> dict[str, Any]:
@@ -530,6 +569,12 @@ def _page(networks: Sequence[_Network], config: LatencyConfig, folder: Path) -> 
     output = Path(config.page)
     check_output_folder("page", output, page_names(output))
     check_packages(FORMATS["onnx"], "page")
+    for one in networks:
+        if one.preprocessing is not None and one.preprocessing.postprocessing is not None:
+            raise InputError(
+                f"page: expected classifiers, got a detector, {one.label}: the page shows a "
+                "picture's classes; leave page out to measure it here"
+            )
     shown = []
     for number, one in enumerate(networks):
         assert one.preprocessing is not None
@@ -537,11 +582,11 @@ def _page(networks: Sequence[_Network], config: LatencyConfig, folder: Path) -> 
         if one.module is not None:
             say(f"exporting {printable(one.label)}")
             ready = for_engine(one.module, "onnxruntime", one.image_size, torch.device("cpu"))
-            normal = FromPixels(ready.network, one.preprocessing.mean, one.preprocessing.std)
+            normal = from_pixels(ready.network, one.preprocessing.mean, one.preprocessing.std)
             place = folder / str(number)
             place.mkdir()
             images = torch.zeros(2, 3, one.image_size, one.image_size, dtype=torch.uint8)
-            file = write_for("onnxruntime", normal.eval(), images.numpy(), place)
+            file = write_for("onnxruntime", normal, images.numpy(), place)
         elif file is not None and file.suffix != ".onnx":
             raise InputError(f"page: expected .onnx files, which browsers run, got {file}")
         assert file is not None

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -16,18 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.assembly.data import evaluation_transform, finetuning_loader, validation_loader
-from mobilenext.assembly.trained import (
-    check_classes,
-    complete_data,
-    evaluation_data,
-    images_of,
-    rebuilt_with_cost,
+from mobilenext.assembly.detection import (
+    box_validation_loader,
+    check_box_data,
+    evaluation_pixels,
+    is_detector,
+    rebuilt_either_with_cost,
 )
+from mobilenext.assembly.trained import check_classes, complete_data, evaluation_data, images_of
 from mobilenext.config import DataConfig, RuntimeConfig
 from mobilenext.config.fields import MISSING, check, check_choice, path_field
-from mobilenext.data import ImageData
-from mobilenext.deploy.folder import CLASSIFY, publish, write_beside
-from mobilenext.deploy.formats import FORMATS, Format, check_packages, load, write_as_it_is
+from mobilenext.data import BoxData, DeviceBatches, ImageData
+from mobilenext.deploy.detector_graph import Counted, from_pixels, postprocessing_of
+from mobilenext.deploy.folder import BESIDE, publish, write_beside
+from mobilenext.deploy.formats import (
+    FORMATS,
+    Format,
+    OutputsRunner,
+    check_packages,
+    load_outputs,
+    write_as_it_is,
+)
 from mobilenext.deploy.graph import FromPixels, prepared
 from mobilenext.deploy.hub.trained import Trained, read_trained
 from mobilenext.deploy.int8.quantization import (
@@ -39,25 +49,32 @@ from mobilenext.deploy.int8.quantization import (
     zero_dead_channels,
 )
 from mobilenext.deploy.int8.scheme import GRIDS, OBSERVERS, WEIGHTS, Scheme
-from mobilenext.deploy.preprocessing import PREPROCESSING, Preprocessing
+from mobilenext.deploy.preprocessing import Preprocessing
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable
-from mobilenext.metrics.agreement import Agreement, LogitsOf, compare
+from mobilenext.metrics.agreement import LogitsOf, compare
+from mobilenext.metrics.detection import score_detections
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.instructions import instructions
 from mobilenext.runtime.provenance import provenance, version_of
 from mobilenext.seeding import generator
+from mobilenext.training.measures import DETECTION, TOP1, Measure
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.weights_files import weights_path
 
 RESULT = "result.json"
-FILES = (RESULT, PREPROCESSING, CLASSIFY, *(form.file for form in FORMATS.values()))
+FILES = (RESULT, *BESIDE, *(form.file for form in FORMATS.values()))
 BATCH = 32
 """Calibration images of one forward pass."""
 WORST = 5
 """Layers with the largest error that are printed."""
 MOST_BROKEN = 97.0
 """Agreement with the reference, in per cent, below which a runtime's answers are warned about."""
+MOST_LOST = 2.0
+"""Points of average precision that a runtime's answers may be worth less than the reference's,
+before it is warned about."""
+TASK = "detection"
+"""What a detector's result has as its `task`; a classifier's has none."""
 
 
 @dataclass
@@ -128,6 +145,8 @@ class QuantizeConfig:
 def quantize(config: QuantizeConfig, process: Process) -> dict[str, Any]:
     """Take a trained network to 8 bits, and measure what that costs on the validation split.
 
+    Of a detector all but softmax and decoding is rounded, and average precision says what it costs.
+
     The drop is that of reference arithmetic: sums in float of values that are rounded to 8 bits. A
     runtime's integer arithmetic differs a little, on some processors much; it stands beside.
 
@@ -139,9 +158,9 @@ def quantize(config: QuantizeConfig, process: Process) -> dict[str, Any]:
         What result.json says.
 
     Raises:
-        InputError: The checkpoint or its data can't be used, an optional package is missing, no
-            image calibrates, the folder has other files or can't be written, or there are several
-            processes.
+        InputError: The checkpoint or its data can't be used, an option does not suit a detector,
+            an optional package is missing, no image calibrates, the folder has other files or can't
+            be written, or there are several processes.
     """
     process.require_alone("quantize")
     output = Path(config.output)
@@ -170,8 +189,9 @@ def quantize(config: QuantizeConfig, process: Process) -> dict[str, Any]:
 class _Job:
     trained: Trained
     data: DataConfig
-    images: ImageData
-    network: nn.Module
+    images: ImageData | BoxData
+    """`BoxData` where the network is a detector."""
+    network: FromPixels
     """In float, takes pixels; on the process's device."""
     folded: nn.Module
     """The same, batch norms folded."""
@@ -186,6 +206,12 @@ class _Job:
     dead: dict[str, int]
     """Channels whose weights were zeroed; see `zero_dead_channels`."""
 
+    @property
+    def measure(self) -> Measure:
+        """What the network is judged by."""
+        images = self.images
+        return DETECTION[images.protocol] if isinstance(images, BoxData) else TOP1
+
 
 def _opened(config: QuantizeConfig, process: Process) -> _Job:
     """The network and its data."""
@@ -198,19 +224,24 @@ def _opened(config: QuantizeConfig, process: Process) -> _Job:
             f"{printable(path)}: expected finite weights, {len(odd)} tensors have others, first "
             f"{printable(odd[0])}: this run went wrong"
         )
+    detects = is_detector({"model": trained.model})
     data = evaluation_data(trained.data.plain, config.data)
-    images = images_of(data, chosen=config.data.get("source") is not None)
+    images: Any = images_of(data, chosen=config.data.get("source") is not None)
+    if detects:
+        check_box_data(images, data.name)
+        _check_for_detector(config, data, trained.data.eval_size)
     check_classes({"classes": trained.classes}, path, images, data.name)
     for note in images.notes:
         say(f"note: {note}")
-    network, cost = rebuilt_with_cost(trained.model, trained.tensors, path, data.eval_size)
+    network, cost = rebuilt_either_with_cost(trained.model, trained.tensors, path, data.eval_size)
     check_keep_float(network, config.keep_float)
     calibration, described = _calibration(images, data, config, process)
     preprocessing = Preprocessing.of(
-        evaluation_transform(data), data.mean, data.std, trained.classes
-    )
+        evaluation_transform(data), data.mean, data.std, trained.classes,
+        postprocessing_of(network),
+    )  # fmt: skip
     norms = 0
-    whole = FromPixels(network, data.mean, data.std).to(process.device)
+    whole = from_pixels(network, data.mean, data.std).to(process.device)
     if config.reestimate_norms:
         norms = reestimate_norms(whole, calibration)
         say(f"{norms} batch norms measured again on {described['images']} images")
@@ -225,15 +256,26 @@ def _opened(config: QuantizeConfig, process: Process) -> _Job:
     folded = prepared(network, data.eval_size, folded=True, masked=False)
     return _Job(
         trained, data, images,
-        FromPixels(original, data.mean, data.std).eval().to(process.device),
-        FromPixels(folded, data.mean, data.std).eval().to(process.device),
+        from_pixels(original, data.mean, data.std).to(process.device),
+        from_pixels(folded, data.mean, data.std).to(process.device),
         calibration, described,
         {"num_params": cost.params, "madds": cost.madds}, preprocessing, norms, dead,
     )  # fmt: skip
 
 
+def _check_for_detector(config: QuantizeConfig, data: DataConfig, size: int) -> None:
+    """Raise `InputError` for options that mean nothing to a detector of images of a size."""
+    for key, given, expected, why in (
+        ("finetune_steps", config.finetune_steps, 0, "fine-tuning has the loss of classifiers"),
+        ("data.eval_crop_ratio", data.eval_crop_ratio, 1.0,
+         "pictures are squeezed to squares, nothing is cut off"),
+        ("data.eval_size", data.eval_size, size, "its default boxes belong to that size"),
+    ):  # fmt: skip
+        check(given == expected, key, f"{expected} with this detector: {why}", given)
+
+
 def _calibration(
-    images: ImageData, data: DataConfig, config: QuantizeConfig, process: Process
+    images: ImageData | BoxData, data: DataConfig, config: QuantizeConfig, process: Process
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """Batches of training images, drawn by the seed, and what they are."""
     total = len(images.train)
@@ -243,6 +285,8 @@ def _calibration(
 
     def read(place: int) -> np.ndarray | str:
         try:
+            if isinstance(images, BoxData):
+                return evaluation_pixels(data, images.train, place)
             return transform(images.train[place][0]).numpy()
         except Exception as error:  # whatever damaged files raise
             return f"{error}"
@@ -284,6 +328,7 @@ def _at_8_bits(
     with Progress(f"calibration, {title}", "batches", len(job.calibration), 0, process) as bar:
         if not config.finetune_steps:
             return scheme, quantize_network(job.folded, job.calibration, scheme, shown=bar.through)
+        assert isinstance(job.images, ImageData)
         with closing(finetuning_loader(job.data, job.images, config.seed, process)) as loader:
             tuning = FineTuning(
                 _batches(_repeated(loader, config.finetune_steps), process),
@@ -323,7 +368,11 @@ class _File:
     form: Format
     path: Path
     bytes: int
-    logits: LogitsOf
+    run: OutputsRunner
+
+    def outputs(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """All that the file gives for pixels, uint8 (N, 3, H, W), on the host."""
+        return tuple(map(torch.from_numpy, self.run(pixels.cpu().numpy())))
 
 
 def _write_files(
@@ -339,26 +388,34 @@ def _write_files(
         form = FORMATS[name]
         say(f"writing {form.file} for {form.runtime}")
         path = staged / form.file
-        write_as_it_is(form, reference, pixels, path)
-        runner = load(path, 1)
-        files.append(
-            _File(
-                form, path, path.stat().st_size,
-                lambda batch, runner=runner: torch.from_numpy(runner(batch.cpu().numpy())),
-            )
-        )  # fmt: skip
+        write_as_it_is(form, reference, pixels, path, job.network.outputs)
+        files.append(_File(form, path, path.stat().st_size, load_outputs(path, 1)))
     write_beside(staged, job.preprocessing)
     return files
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the validation images say: entries of the result."""
+
+    network: dict[str, Any]
+    """Of the float network."""
+    rows: list[dict[str, Any]]
+    """Of each scheme's reference arithmetic."""
+    files: dict[str, dict[str, Any]]
+    """Of each file, by its format's name."""
+
+
 def _compared(
     job: _Job, rows: Sequence[Quantized], files: Sequence[_File], process: Process
-) -> Mapping[tuple[str, str], Agreement]:
+) -> _Found:
     """All forms against the float network, on the validation split."""
+    if isinstance(job.images, BoxData):
+        return _detected(job, job.images, rows, files, process)
     others: dict[str, LogitsOf] = {
         str(number): one.reference.to(process.device) for number, one in enumerate(rows)
     }
-    others |= {one.form.name: one.logits for one in files}
+    others |= {one.form.name: lambda batch, one=one: one.outputs(batch)[0] for one in files}
     with (
         closing(validation_loader(job.data, job.images, process)) as loader,
         Progress("evaluation", "batches", len(loader), 0, process) as bar,
@@ -368,14 +425,82 @@ def _compared(
         )
         for text in loader.unreadable.values():
             say(f"warning: left out: {text}")
-    return found
+    against = {one.form.name: found["0", one.form.name].result() for one in files}
+    return _Found(
+        found["", "0"].expected(),
+        [found["", str(number)].result() for number in range(len(rows))],
+        {
+            name: {
+                **found["", name].result(),
+                "agreement_with_reference": one["agreement"],
+                "sqnr_with_reference_db": one["sqnr_db"],
+            }
+            for name, one in against.items()
+        },
+    )
+
+
+def _detected(
+    job: _Job,
+    images: BoxData,
+    rows: Sequence[Quantized],
+    files: Sequence[_File],
+    process: Process,
+) -> _Found:
+    """Average precision of all forms of a detector on the validation split."""
+    key = job.measure.key
+    # Forms take pixels: these batches are not normalised.
+    to_device = DeviceBatches((0.0,) * 3, (1 / 255,) * 3, process.device, channels_last=False)
+    forms: dict[str, Any] = {"": job.network}
+    forms |= {str(number): one.reference.to(process.device) for number, one in enumerate(rows)}
+    forms |= {one.form.name: one.outputs for one in files}
+    found: dict[str, dict[str, Any]] = {}
+    for name, form in forms.items():
+        title = "evaluation, " + (name if name in FORMATS else "8 bits" if name else "float")
+        with (
+            closing(box_validation_loader(job.data, images.val, process)) as loader,
+            Progress(title, "batches", len(loader), 0, process) as bar,
+        ):
+            precision = score_detections(
+                Counted(job.network.network, form), loader, to_device, process, images.val,
+                len(images.classes), _no_loss, shown=bar.through,
+            )  # fmt: skip
+        assert precision is not None  # nobody interrupts it
+        found[name] = {k: value for k, value in precision.scores.items() if k != "loss"}
+        if not name:
+            for text in loader.unreadable.values():
+                say(f"warning: left out: {text}")
+            if not math.isfinite(found[name][key]):
+                raise InputError(
+                    f"data={printable(job.data.name)}: expected objects in the validation images, "
+                    "found none: nothing says what 8 bits cost"
+                )
+    for name, one in found.items():
+        if name:
+            one["drop"] = found[""][key] - one[key]
+    return _Found(
+        found[""],
+        [found[str(number)] for number in range(len(rows))],
+        {
+            one.form.name: {
+                **found[one.form.name],
+                "drop_from_reference": found["0"][key] - found[one.form.name][key],
+            }
+            for one in files
+        },
+    )
+
+
+def _no_loss(_network: Any, _images: Tensor, _targets: Tensor) -> tuple[Tensor, None]:
+    """In place of a loss: what files give has none."""
+    return torch.zeros(()), None
 
 
 def _result(
     job: _Job,
     rows: Sequence[tuple[Scheme, Quantized]],
     files: Sequence[_File],
-    found: Mapping[tuple[str, str], Agreement],
+    found: _Found,
     config: QuantizeConfig,
     process: Process,
 ) -> dict[str, Any]:
@@ -384,6 +509,7 @@ def _result(
     set_ = instructions()
     return {
         "kind": "quantized",
+        **_of_detector(job),
         "model": job.trained.model["name"],
         "network": network,
         "width": network.get("width_mult"),
@@ -392,7 +518,7 @@ def _result(
         "data": job.data.name,
         "image_size": job.data.eval_size,
         **job.cost,
-        "float": found["", "0"].expected(),
+        "float": found.network,
         "float_bytes": floats,
         "rows": [
             {
@@ -407,7 +533,7 @@ def _result(
                 "keep_float": list(scheme.keep_float),
                 "finetune_steps": config.finetune_steps,
                 "finetune_lr": config.finetune_lr if config.finetune_steps else None,
-                **found["", str(number)].result(),
+                **found.rows[number],
                 "layers": [
                     {"name": layer.name, "sqnr_db": layer.sqnr_db,
                      "weight_sqnr_db": layer.weight_sqnr_db}
@@ -428,9 +554,7 @@ def _result(
                 "version": version_of(one.form.runs_in),
                 "bytes": one.bytes,
                 "weights": rows[0][0].weights,
-                **found["", one.form.name].result(),
-                "agreement_with_reference": found["0", one.form.name].result()["agreement"],
-                "sqnr_with_reference_db": found["0", one.form.name].result()["sqnr_db"],
+                **found.files[one.form.name],
             }
             for one in files
         ],
@@ -441,19 +565,36 @@ def _result(
     }  # fmt: skip
 
 
+def _of_detector(job: _Job) -> dict[str, Any]:
+    """What a detector's result says more than a classifier's."""
+    if not isinstance(job.images, BoxData):
+        return {}
+    return {
+        "task": TASK,
+        "detector": job.trained.model["detector"].get("name"),
+        "split": job.images.split_name,
+        "protocol": job.images.protocol,
+        "measure": job.measure.key,
+        "in_float": "softmax and decoding",
+        "nms": "outside of the files",
+    }
+
+
 def _check_finite(result: dict[str, Any]) -> None:
     try:
         json.dumps(result, allow_nan=False)
     except ValueError as error:
         raise InputError(
-            "the network at 8 bits gives logits that are not finite: nothing was written"
+            "the network at 8 bits gives values that are not finite: nothing was written"
         ) from error
 
 
 def _tell(result: dict[str, Any], output: Path, files: Sequence[str]) -> None:
-    whole = result["float"]
-    say(f"{whole['count']:,} validation images of "
-        f"{printable(result['data'])}; float32: top-1 {whole['top1']:.3f} %")  # fmt: skip
+    whole, measure = result["float"], _measure(result)
+    say(f"{whole['count']:,} validation images of {printable(result['data'])}; float32: "
+        f"{measure.label} {whole[measure.key]:.3f} %")  # fmt: skip
+    if measure is not TOP1:
+        say("softmax and decoding stay in float, non-maximum suppression is outside of the files")
     for row in result["rows"]:
         extras = [
             words
@@ -465,22 +606,33 @@ def _tell(result: dict[str, Any], output: Path, files: Sequence[str]) -> None:
         ]  # fmt: skip
         what = ", ".join([f"weights {row['weights'].replace('_', ' ')} {row['grid']}",
                           f"{row['observer']} ranges", *extras])  # fmt: skip
-        say(f"8 bits, reference arithmetic, {what}: {_scores(row)}")
+        say(f"8 bits, reference arithmetic, {what}: {_scores(row, measure)}")
         worst = sorted(row["layers"], key=lambda layer: layer["sqnr_db"])[:WORST]
         named = ", ".join(f"{printable(one['name'])} {one['sqnr_db']:.1f} dB" for one in worst)
         say(f"  layers with the largest error: {named}")
     for one in result["files"]:
+        against = (
+            f"agreement with the reference {one['agreement_with_reference']:.2f} %"
+            if measure is TOP1
+            else f"{one['drop_from_reference']:.3f} points below the reference"
+        )
         say(
-            f"{one['file']}, {one['runtime']} {one['version']}: {_scores(one)}; agreement with the "
-            f"reference {one['agreement_with_reference']:.2f} %; {one['bytes'] / 1e6:.2f} MB (the "
-            f"float weights: {result['float_bytes'] / 1e6:.2f} MB)"
+            f"{one['file']}, {one['runtime']} {one['version']}: {_scores(one, measure)}; {against};"
+            f" {one['bytes'] / 1e6:.2f} MB (the float weights: {result['float_bytes'] / 1e6:.2f} "
+            "MB)"
         )
     for line in _warnings(result):
         say(line)
     say(f"{output}: {', '.join(files)}")
 
 
-def _scores(row: dict[str, Any]) -> str:
+def _measure(result: dict[str, Any]) -> Measure:
+    return DETECTION[result["protocol"]] if result.get("task") == TASK else TOP1
+
+
+def _scores(row: dict[str, Any], measure: Measure) -> str:
+    if measure is not TOP1:
+        return f"{measure.label} {row[measure.key]:.3f} %, drop {row['drop']:.3f} points"
     return (
         f"top-1 {row['top1']:.3f} %, drop {row['drop']:.3f} ± {row['drop_std_error']:.3f} points, "
         f"agreement {row['agreement']:.2f} %, SQNR {row['sqnr_db']:.1f} dB"
@@ -489,27 +641,36 @@ def _scores(row: dict[str, Any]) -> str:
 
 def _warnings(result: dict[str, Any]) -> Iterator[str]:
     int8 = result["instructions"]["int8"]
+    detects = _measure(result) is not TOP1
     for one in result["files"]:
-        if one["agreement_with_reference"] < MOST_BROKEN:
+        broken = (
+            one["drop_from_reference"] > MOST_LOST
+            if detects
+            else one["agreement_with_reference"] < MOST_BROKEN
+        )
+        if broken:
             why = ""
             if one["file"] == FORMATS["onnx"].file and int8 == "none":
                 why = (
                     ": this processor has no instruction for 8-bit products, so onnxruntime adds "
                     "pairs of them in 16 bits, which saturates; on others it may not"
                 )
-            yield (
-                f"warning: {one['file']} answers {100 - one['agreement_with_reference']:.1f} % of "
-                f"the images otherwise than the reference{why}"
+            how = (
+                f"finds {one['drop_from_reference']:.1f} points less than"
+                if detects
+                else f"answers {100 - one['agreement_with_reference']:.1f} % of the images "
+                "otherwise than"
             )
+            yield f"warning: {one['file']} {how} the reference{why}"
     first = result["rows"][0]
-    if first["drop"] > 2 * first["drop_std_error"] and first["drop"] > 1:
+    if first["drop"] > 2 * first.get("drop_std_error", 0) and first["drop"] > 1:
         tries = [
             text
             for text, holds in (
                 ("weights=per_channel", first["weights"] == "per_tensor"),
                 ("correct_bias=true", not first["bias_corrected"]),
                 ("keep_float=[...] with the layers named above", not first["keep_float"]),
-                ("finetune_steps=500", not first["finetune_steps"]),
+                ("finetune_steps=500", not first["finetune_steps"] and not detects),
             )
             if holds
         ]

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from mobilenext.deploy.graph import FOLDED_ALIKE, norms_behind_convolutions
+from mobilenext.deploy.graph import (
+    FOLDED_ALIKE,
+    norms_behind_convolutions,
+    relative_difference,
+)
 from mobilenext.deploy.int8.biases import correct_biases
 from mobilenext.deploy.int8.equalization import equalize
 from mobilenext.deploy.int8.graphs import (
@@ -57,7 +61,8 @@ class Quantized:
     """A network at 8 bits.
 
     Attributes:
-        reference: Takes pixels, uint8 (N, 3, H, W), to logits; rounds between float operators.
+        reference: Takes pixels, uint8 (N, 3, H, W), to what the network gives; rounds between float
+            operators.
         layers: In the order in which they run.
         equalized: Pairs of layers that were equalised.
     """
@@ -141,8 +146,8 @@ def zero_dead_channels(network: nn.Module, images: Tensor) -> dict[str, int]:
         convolution.weight[dead] = 0
         constant = 0 if convolution.bias is None else convolution.bias[dead]
         norm.running_mean[dead] = constant  # what the convolution gives now: beta comes out
-    difference = (network(images) - expected).abs().max().item()
-    if found and not difference <= FOLDED_ALIKE * expected.abs().max().item():
+    difference = relative_difference(network(images), expected)
+    if found and not difference <= FOLDED_ALIKE:
         network.load_state_dict(kept)
         return {}
     return found
@@ -190,7 +195,8 @@ def quantize_network(
 
     device = calibration[0].device
     # The graph has the network's own tensors, and all that follows changes them.
-    graph = exported(copy.deepcopy(network), calibration[0])
+    # torchvision's feature extractors, which detectors have, are copied into training mode.
+    graph = exported(copy.deepcopy(network).eval(), calibration[0])
     pairs = _equalized(graph, calibration[0]) if scheme.equalize else 0
     original = copy.deepcopy(graph)
     if scheme.correct_bias:
@@ -219,11 +225,11 @@ def quantize_network(
 def _equalized(graph: GraphModule, pixels: Tensor) -> int:
     expected = graph(pixels)
     pairs = equalize(graph)
-    difference = (graph(pixels) - expected).abs().max().item()
-    if not difference <= ALIKE * expected.abs().max().item():
+    difference = relative_difference(graph(pixels), expected)
+    if not difference <= ALIKE:
         raise InputError(
-            f"equalize=true changes this network's logits by {difference:.2g} of "
-            f"{expected.abs().max().item():.2g}: leave it out"
+            f"equalize=true changes what this network gives by {difference:.1e} of the largest "
+            "value: leave it out"
         )
     return pairs
 

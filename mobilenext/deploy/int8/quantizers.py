@@ -181,6 +181,23 @@ class SharedPadding(_Rule):
         return model
 
 
+class FloatConcatenations(_Rule):
+    """Concatenations outside of the network and in `keep_float` stay in float.
+
+    executorch's rules round all of them, whatever the filter says.
+    """
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Mark them as done."""
+        for node in model.graph.nodes:
+            if node.op != "call_function" or node.target is not aten.cat.default:
+                continue
+            module = module_of(node)
+            if module is None or is_within(module, self.keep_float):
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+        return model
+
+
 def quantizer(scheme: Scheme, trained: bool) -> Quantizer:
     """Marks what of a graph is rounded.
 
@@ -203,6 +220,7 @@ def quantizer(scheme: Scheme, trained: bool) -> Quantizer:
         [
             OneKernel(config, scheme.keep_float),
             SharedPadding(config, scheme.keep_float),
+            FloatConcatenations(config, scheme.keep_float),
             theirs,
         ]
     )
