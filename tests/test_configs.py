@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,24 @@ def test_sweeps_have_the_jobs_of_their_table(sweep: str) -> None:
         models, widths = ("mobilenext", "mobilenetv2"), (0.35, 0.5, 1.0)
         wanted = {(m, w, 1.0, seed) for m in models for w in widths for seed in (0, 1)}
     assert networks == wanted
+
+
+def test_the_papers_detectors_are_three() -> None:
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        hydra = compose("detect", ["experiment=ssdlite_table"], return_hydra_config=True).hydra
+    rows = str(hydra.sweeper.params["ssdlite"]).split(",")
+    configs = [composed("experiment=ssdlite_table", f"ssdlite={row}", job="detect") for row in rows]
+    networks = [(one.model.name, one.detector.network["taps"]) for one in configs]
+    assert networks == [("mobilenetv2", "authors"), ("mobilenetv2", "expansion"),
+                        ("mobilenext", "authors")]  # fmt: skip
+    # 240,000 steps of 24 images, in whole epochs.
+    steps = 16_551 // 24
+    assert {one.epochs for one in configs} == {240_000 // steps}
+    rate = partial(build(configs[0].schedule), base_lr=1e-3, steps_per_epoch=steps)
+    assert [rate(step) for step in (0, 159_000, 161_000, 199_000, 201_000)] == pytest.approx(
+        [1.333e-4, 1e-3, 1e-4, 1e-4, 1e-5]
+    )
+    assert rate(500) == pytest.approx((1e-3 + 1.333e-4) / 2, rel=1e-3)
 
 
 def test_official_experiment_is_the_released_run() -> None:

@@ -243,13 +243,15 @@ def test_a_split_without_objects_is_refused(tmp_path: Path) -> None:
         detect(placed(composed(*options(root), job="detect"), tmp_path / "run"), CPU)
 
 
-def test_jobs_of_the_other_kind_say_so(run, found: Path) -> None:
+def test_jobs_of_the_other_kind_say_so(run, found: Path, learned: Path, tree: Path) -> None:
     done = run("train.py", "data=voc", "data.root=/x", ok=False)
     assert "does not go with this job" in done.stderr
-    done = run("scripts/detect.py", "data=digits", ok=False)
-    assert "does not go with this job" in done.stderr
-    done = run("scripts/evaluate.py", f"checkpoint={found}", "data=digits", ok=False)
-    assert "expected images with boxes" in done.stderr
+    with pytest.raises(InputError, match="expected images with boxes"):
+        evaluate(composed(f"checkpoint={found}", "data=digits", job="evaluate"), CPU)
+    given = (f"checkpoint={learned}", "data=voc", f"data.root={tree}",
+             "data.source.classes=from_data", "data.source.train=[2007:trainval]")  # fmt: skip
+    with pytest.raises(InputError, match="is a classifier"):
+        evaluate(composed(*given, job="evaluate"), CPU)
 
 
 @pytest.mark.slow
@@ -302,6 +304,7 @@ def test_coco_goes_the_same_way(tree: Path, tmp_path: Path) -> None:
     assert result["history"][-1]["val"].keys() == {"loss", "ap_coco", "ap_coco_50", "ap_coco_75"}
 
 
+@pytest.mark.slow
 def test_the_papers_table_is_a_sweep_of_three(run, tree: Path, tmp_path: Path) -> None:
     small = [one for one in TINY if not one.startswith(("data=", "width=", "+model"))]
     run("scripts/detect.py", "-m", "experiment=ssdlite_table", f"data.root={tree}", *small,

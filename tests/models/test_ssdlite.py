@@ -75,7 +75,7 @@ def test_default_boxes_are_the_authors() -> None:
     assert (boxes.double() - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("size", [96, 160, 300, 512])
+@pytest.mark.parametrize("size", [96, 300])
 def test_default_boxes_cover_images_of_any_size(size: int) -> None:
     network = small(size=size)
     centres = (network.anchors[:, :2] + network.anchors[:, 2:]) / 2
