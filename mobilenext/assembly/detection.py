@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from mobilenext.assembly.data import even_micro_batch, loading
-from mobilenext.assembly.network import on_device, refused
+from mobilenext.assembly.network import on_device, refused, tried
 from mobilenext.assembly.trained import MOST_MADDS, MOST_VALUES, SLACK, rebuilt_with_cost
 from mobilenext.config import DataConfig, DetectConfig, to_plain
 from mobilenext.config.targets import STORED_NETWORKS, allocating_at_most, build, confined
@@ -161,33 +160,17 @@ def try_detector(
     Raises:
         InputError: The network does not take such a batch.
     """
-    share = config.data.global_batch_size // process.world_size
-    count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
-    before = [buffer.clone() for buffer in network.buffers()]
-    train_detector_mode(network, config.freeze_backbone)
-    shape = (count, 3, size, size)
-    targets = torch.zeros(count, 2, BOX_TARGETS, device=process.device)
-    targets[:, 1:, 2:4] = size
-    targets[1:, 1:, 4] = PADDING
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     loss = MultiBoxLoss(network, config.negatives)  # pyright: ignore[reportArgumentType]
-    try:
-        with saved_tensors_hooks(keep, lambda tensor: tensor), precision.autocast():
-            value, _ = loss(network, torch.zeros(shape, device=process.device), targets)
-        value.backward()
-    except Exception as error:  # networks have no type for it
-        raise refused(config, "training (data.image_size)", shape, error) from error
-    network.zero_grad(set_to_none=True)
-    for buffer, old in zip(network.buffers(), before, strict=True):
-        buffer.copy_(old)
-    return sum(kept.values()) // count
+
+    def attempt(images: Tensor) -> Tensor:
+        targets = torch.zeros(len(images), 2, BOX_TARGETS, device=images.device)
+        targets[:, 1:, 2:4] = images.shape[2]
+        targets[1:, 1:, 4] = PADDING
+        with precision.autocast():
+            return loss(network, images, targets)[0]
+
+    train_detector_mode(network, config.freeze_backbone)
+    return tried(config, network, attempt, process)
 
 
 def described_detector(config: DetectConfig, images: BoxData) -> dict[str, Any]:

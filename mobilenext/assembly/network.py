@@ -158,10 +158,37 @@ def try_step(
     Raises:
         InputError: The network does not take such a batch, or does not make logits of it.
     """
+
+    def attempt(images: Tensor) -> Tensor:
+        with precision.autocast():
+            logits = network(images)
+        check_logits(logits, (len(images), classes))
+        return logits.float().sum()
+
+    train_mode(network, config.freeze_backbone)
+    return tried(config, network, attempt, process)
+
+
+def tried(
+    config: LoopConfig, network: nn.Module, attempt: Callable[[Tensor], Tensor], process: Process
+) -> int:
+    """Try a backward pass too, and take back what both did to a network in training mode.
+
+    Args:
+        config: The run's config.
+        network: The bare network.
+        attempt: Maps images (N, 3, H, W), one or two, to a loss.
+        process: This process.
+
+    Returns:
+        Bytes that the forward pass keeps for the backward pass, for each image.
+
+    Raises:
+        InputError: The network does not take such a batch.
+    """
     share = config.data.global_batch_size // process.world_size
     count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
     before = [buffer.clone() for buffer in network.buffers()]
-    train_mode(network, config.freeze_backbone)
     shape = (count, 3, size, size)
     kept: dict[int, int] = {}
 
@@ -172,10 +199,9 @@ def try_step(
         return tensor
 
     try:
-        with saved_tensors_hooks(keep, lambda tensor: tensor), precision.autocast():
-            logits = network(torch.zeros(shape, device=process.device))
-        check_logits(logits, (count, classes))
-        logits.float().sum().backward()
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = attempt(torch.zeros(shape, device=process.device))
+        loss.backward()
     except Exception as error:  # networks have no type for it
         raise refused(config, "training (data.image_size)", shape, error) from error
     network.zero_grad(set_to_none=True)

@@ -82,7 +82,12 @@ def written(
 
 
 @pytest.mark.parametrize(
-    "name", ["onnx", "torch", pytest.param("executorch", marks=pytest.mark.slow)]
+    "name",
+    [
+        "onnx",
+        pytest.param("torch", marks=pytest.mark.slow),
+        pytest.param("executorch", marks=pytest.mark.slow),
+    ],
 )
 def test_a_file_gives_the_networks_answers(
     half: nn.Module, pixels: np.ndarray, written: Written, name: str

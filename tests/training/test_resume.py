@@ -157,6 +157,7 @@ def wait_for_step(path: Path, step: int, process: subprocess.Popen) -> None:
     raise AssertionError("no step within a minute")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_training(run, tmp_path: Path, alone: Path) -> None:
     """All processes of the group get it, as from a scheduler or Ctrl-C."""
     more = ("data.workers=1", "checkpoint.every_minutes=null")
