@@ -292,8 +292,9 @@ def _find_objects(
     if not found:
         raise InputError(f"none of {len(paths)} pictures can be read: see the warnings above")
     objects = sum(len(one.scores) for one in found)
+    noun = "object" if objects == 1 else "objects"
     summary = (
-        f"{objects:,} objects with a score of at least {config.threshold:g} in "
+        f"{objects:,} {noun} with a score of at least {config.threshold:g} in "
         f"{_summary(len(found), 0, 0, len(unreadable))}"
     )
     left_out = len(found) - sum(bool(one.picture) for one in found)
