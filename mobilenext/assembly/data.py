@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from mobilenext.config import DataConfig, TrainConfig, to_plain
+from mobilenext.config import DataConfig, LoopConfig, TrainConfig, to_plain
 from mobilenext.data import (
     Augment,
     DeviceBatches,
@@ -62,7 +62,14 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
             f"mixup and cutmix pair images: expected an even number of them on each process, got "
             f"{share}; change data.global_batch_size"
         )
-    micro_batch = config.runtime.micro_batch
+    check_micro_batch(config, process)
+    return loader
+
+
+def check_micro_batch(config: LoopConfig, process: Process) -> None:
+    """Raise `InputError` unless micro-batches divide this process's share of a batch."""
+    data, micro_batch = config.data, config.runtime.micro_batch
+    share = data.global_batch_size // process.world_size
     if micro_batch is not None and share % micro_batch:
         fits = even_micro_batch(share, micro_batch)
         raise InputError(
@@ -71,7 +78,6 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
             f"for instance runtime.micro_batch={fits}; batch norms then see {fits} images at a "
             f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
         )
-    return loader
 
 
 def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: Process) -> Loader:

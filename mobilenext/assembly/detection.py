@@ -10,11 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilenext.assembly.data import even_micro_batch, loading
+from mobilenext.assembly.data import check_micro_batch, loading
 from mobilenext.assembly.network import on_device, refused, tried
-from mobilenext.assembly.trained import MOST_MADDS, MOST_VALUES, SLACK, rebuilt_with_cost
+from mobilenext.assembly.trained import (
+    SLACK,
+    elements_of,
+    is_detector,
+    rebuilt_with_cost,
+    try_images,
+)
 from mobilenext.config import DataConfig, DetectConfig, to_plain
-from mobilenext.config.targets import STORED_NETWORKS, allocating_at_most, build, confined
+from mobilenext.config.targets import STORED_NETWORKS, allocating_at_most, build
 from mobilenext.data import (
     Augment,
     BoxData,
@@ -27,13 +33,13 @@ from mobilenext.data import (
     train_loader,
 )
 from mobilenext.data.boxes import BOX_TARGETS, PADDING
-from mobilenext.errors import InputError, first_line
+from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.metrics.detection import MultiBoxLoss
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
-from mobilenext.seeding import generator, seed_devices
+from mobilenext.seeding import seed_devices
 from mobilenext.training.unreadable import Loaders
 from mobilenext.training.weights_files import load_into
 
@@ -85,12 +91,7 @@ def box_training_loader(config: DetectConfig, images: BoxData, process: Process)
         global_batch_size=data.global_batch_size,
         **loading(data, process),
     )
-    share, micro_batch = data.global_batch_size // process.world_size, config.runtime.micro_batch
-    if micro_batch is not None and share % micro_batch:
-        raise InputError(
-            f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
-            f"process, for instance runtime.micro_batch={even_micro_batch(share, micro_batch)}"
-        )
+    check_micro_batch(config, process)
     return loader
 
 
@@ -216,11 +217,6 @@ def only_evaluated(data: DataConfig, classes: list[str]) -> DataConfig:
     return dataclasses.replace(data, source=source)
 
 
-def is_detector(described: dict[str, Any]) -> bool:
-    """Whether what a file says of its network is of a detector."""
-    return "detector" in described["model"]
-
-
 def detector_words(model: dict[str, Any]) -> str:
     """A detector and its backbone in words, for instance `ssdlite_authors on mobilenetv2 0.35`.
 
@@ -239,7 +235,7 @@ def rebuilt_either_with_cost(
 
     See `rebuilt_with_cost` and `rebuilt_detector`, which have the arguments and errors.
     """
-    either = rebuilt_detector_with_cost if is_detector({"model": model}) else rebuilt_with_cost
+    either = rebuilt_detector_with_cost if is_detector(model) else rebuilt_with_cost
     return either(model, tensors, path, image_size, batch)
 
 
@@ -279,10 +275,9 @@ def rebuilt_detector_with_cost(
 ) -> tuple[nn.Module, Complexity]:
     """The detector of `rebuilt_detector`, and its cost for one such image."""
     place, classes = printable(path), model["num_classes"]
-    elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
     try:
         detector = model["detector"]["network"]
-        with allocating_at_most(8 * elements + SLACK):
+        with allocating_at_most(8 * elements_of(tensors) + SLACK):
             backbone = build(model["network"], STORED_NETWORKS, num_classes=classes)
             if not isinstance(backbone, nn.Module):
                 raise InputError(f"expected a network, got {type(backbone).__name__}")
@@ -295,23 +290,12 @@ def rebuilt_detector_with_cost(
     if not isinstance(network, nn.Module) or not hasattr(network, "detections"):
         raise InputError(f"{place}: expected the description of a detector, got another one")
     load_into(network, tensors, path)
-    network.eval()
-    trial = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
-    try:
-        cost = measure_complexity(network, image_size)
-        if cost.madds > MOST_MADDS or cost.largest * batch > MOST_VALUES:
-            raise ValueError(
-                f"it takes {cost.madds:,} MAdds for an image; expected at most {MOST_MADDS:,}"
-            )
-        with torch.no_grad(), confined():
-            logits, codes = network(trial)
+
+    def check_outputs(outputs: tuple[Tensor, Tensor]) -> None:
+        logits, codes = outputs
         if not logits.isfinite().all() or logits.shape[2] != 1 + classes:
             raise ValueError("its logits are not finite, or not those of its classes")
         if not codes.isfinite().all():
             raise ValueError("its boxes are not finite")
-    except Exception as error:  # networks have no type for it
-        raise InputError(
-            f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
-            f"{first_line(error)}"
-        ) from error
-    return network, cost
+
+    return network, try_images(network.eval(), check_outputs, image_size, batch, path)

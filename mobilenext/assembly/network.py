@@ -24,7 +24,7 @@ from mobilenext.runtime.memory import available_bytes
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
 from mobilenext.training.averages import AveragedWeights
-from mobilenext.training.run import RunSettings
+from mobilenext.training.run import Run, RunSettings
 from mobilenext.training.step import Update
 
 
@@ -124,6 +124,49 @@ def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
         "data": to_plain(config.data),
         "train_images": len(images.train),
         "train_labels_crc32": labels_checksum(images.train),
+    }
+
+
+def result_entries(
+    config: LoopConfig, run: Run, cost: Complexity, precision: Precision
+) -> dict[str, Any]:
+    """What every result.json says of network, data and settings."""
+    begun_with = run.state.described.get("init_from")
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        "num_params": cost.params,
+        "madds": cost.madds,
+        "image_size": config.data.eval_size,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "precision": precision.name,
+        "decoder": run.loaders.train.decoder,
+        **({"init_from": begun_with} if config.init_from is not None else {}),
+        "config": to_plain(config),
+    }
+
+
+def hyperparameters(config: LoopConfig, precision: Precision) -> dict[str, float | str]:
+    """What runs of every loop are compared by in TensorBoard; the same keys for all of them."""
+    optimizer = config.optimizer
+    return {
+        "model": config.model.name,
+        "width": config.width,
+        "identity": config.identity,
+        "data": config.data.name,
+        "image_size": config.data.image_size,
+        "batch": config.data.global_batch_size,
+        "epochs": config.epochs,
+        "optimizer": optimizer["_target_"].rpartition(".")[2],
+        "lr": optimizer["lr"],
+        "weight_decay": optimizer.get("weight_decay", 0.0),
+        "schedule": config.schedule["_target_"].rpartition(".")[2],
+        "ema_decay": config.ema_decay or 0.0,
+        "precision": precision.name,
+        "seed": config.seed,
     }
 
 

@@ -4,6 +4,7 @@ The file may come from anywhere: what it says of its network is built from a nar
 bounds, and what it says of its data opens nothing but data.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,13 @@ def rebuilt_with_cost(
     model: dict[str, Any], tensors: dict[str, Tensor], path: Path, image_size: int, batch: int = 2
 ) -> tuple[nn.Module, Complexity]:
     """The network of `rebuilt`, and its cost for one such image."""
-    if "detector" in model:
+    if is_detector(model):
         raise InputError(
             f"{printable(path)}: expected a classifier, got a detector; what takes detectors is "
             "evaluate, predict, export, quantize and latency"
         )
-    elements = sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
     try:
-        with allocating_at_most(4 * elements + SLACK):
+        with allocating_at_most(4 * elements_of(tensors) + SLACK):
             network = build(model["network"], STORED_NETWORKS, num_classes=model["num_classes"])
     except InputError as error:
         raise InputError(f"{printable(path)}: its network can't be built: {error}") from error
@@ -81,14 +81,44 @@ def rebuilt_with_cost(
             f"{type(network).__name__}"
         )
     load_into(network, tensors, path)
-    cost = _try_images(network.eval(), model["num_classes"], image_size, batch, printable(path))
-    return network, cost
+
+    def check_outputs(logits: Any) -> None:
+        check_logits(logits, (2, model["num_classes"]))
+        if not logits.isfinite().all():
+            raise ValueError("its logits are not finite")
+
+    return network, try_images(network.eval(), check_outputs, image_size, batch, path)
 
 
-def _try_images(
-    network: nn.Module, classes: int, image_size: int, batch: int, place: str
+def is_detector(model: dict[str, Any]) -> bool:
+    """Whether what a file says of its network is of a detector."""
+    return "detector" in model
+
+
+def elements_of(tensors: dict[str, Tensor]) -> int:
+    """Values of tensors, those that share memory counted once."""
+    return sum({t.untyped_storage().data_ptr(): t.numel() for t in tensors.values()}.values())
+
+
+def try_images(
+    network: nn.Module,
+    check_outputs: Callable[[Any], object],
+    image_size: int,
+    batch: int,
+    path: Path,
 ) -> Complexity:
-    """Raise `InputError` unless a network makes logits of images within bounds; its cost."""
+    """The cost of a network out of a file, which takes images within bounds.
+
+    Args:
+        network: In evaluation mode.
+        check_outputs: Raises an error about what it makes of two images.
+        image_size: Height and width of the images, in pixels.
+        batch: Images of one forward pass.
+        path: The file, for the error.
+
+    Raises:
+        InputError: It does not take them, costs more than the bounds, or gives something else.
+    """
     images = torch.randn(2, 3, image_size, image_size, generator=generator("trial", 0))
     try:
         cost = measure_complexity(network, image_size)
@@ -100,14 +130,12 @@ def _try_images(
                 "(data.eval_batch_size is the size of the batch)"
             )
         with torch.no_grad(), confined():
-            logits = network(images)
-        check_logits(logits, (2, classes))
-        if not logits.isfinite().all():
-            raise ValueError("its logits are not finite")
+            outputs = network(images)
+        check_outputs(outputs)
     except Exception as error:  # networks have no type for it
         raise InputError(
-            f"{place}: its network does not take images of {image_size} x {image_size} pixels: "
-            f"{first_line(error)}"
+            f"{printable(path)}: its network does not take images of {image_size} x {image_size} "
+            f"pixels: {first_line(error)}"
         ) from error
     return cost
 

@@ -113,16 +113,14 @@ class BoxTransform:
         An object is seen if its centre is, and if it has `LEAST_SIDE` pixels.
         """
         del images
-        size, every = self.image_size, self.boxes
-        counts = np.diff(every.starts)[indices]
+        size, every = self.image_size, self.boxes.taken(indices)
+        counts, firsts = np.diff(every.starts), every.starts[:-1]
         result = np.zeros((len(indices), 1 + counts.max(initial=1), BOX_TARGETS), np.float32)
         result[:, 0, :4] = covered(views, size)
         result[:, 0, 4] = indices
         result[:, 1:, 4] = PADDING
         owner = np.repeat(np.arange(len(indices)), counts)
-        firsts = np.cumsum(counts) - counts
-        places = np.arange(len(owner)) - firsts[owner] + every.starts[indices][owner]
-        boxes, frame = every.boxes[places].astype(np.float64), views["box"][owner]
+        boxes, frame = every.boxes.astype(np.float64), views["box"][owner]
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
         seen = ((centre > frame[:, :2]) & (centre < frame[:, 2:])).all(1)
         scale = size / (frame[:, 2:] - frame[:, :2])
@@ -133,8 +131,8 @@ class BoxTransform:
         before = np.concatenate([[0], number])[firsts[owner]]
         row = number - before  # from 1 on
         result[owner[seen], row[seen], :4] = there[seen]
-        result[owner[seen], row[seen], 4] = every.labels[places][seen]
-        result[owner[seen], row[seen], 5] = every.difficult[places][seen]
+        result[owner[seen], row[seen], 4] = every.labels[seen]
+        result[owner[seen], row[seen], 5] = every.difficult[seen]
         return torch.from_numpy(result)
 
     def keep_context(self, views: np.ndarray) -> np.ndarray:

@@ -4,9 +4,7 @@ Coordinates are x0, y0, x1, y1 in pixels of the image, from its top left corner.
 are one padded tensor (`BOX_TARGETS`), so that they are sliced, pinned and copied as labels are.
 """
 
-import os
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +13,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from mobilenext.data.encoded import Located
 from mobilenext.data.pillow import decode_bytes
-from mobilenext.data.sources import located_files, read_image_file
-from mobilenext.files import printable
+from mobilenext.data.sources import ListedFiles
 
 POLICIES = ("drop", "clip", "error")
 """What to do with a box that is not inside of its image; values of `data.on_bad_box`."""
@@ -87,7 +83,7 @@ class Boxes:
         )  # fmt: skip
 
 
-class BoxImages:
+class BoxImages(ListedFiles):
     """Image files with boxes: one split.
 
     Args:
@@ -100,11 +96,8 @@ class BoxImages:
     """
 
     def __init__(self, root: Path, paths: np.ndarray, boxes: Boxes) -> None:
-        self.root, self.paths, self.boxes = root, paths, boxes
-        self.labels = boxes.labels
-
-    def __len__(self) -> int:
-        return len(self.paths)
+        super().__init__(root, paths)
+        self.boxes, self.labels = boxes, boxes.labels
 
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, np.ndarray]:
         """RGB image, and the classes of its boxes."""
@@ -114,30 +107,6 @@ class BoxImages:
     def targets(self, indices: np.ndarray) -> Tensor:
         """Indices of the images themselves, int64 (N,); where boxes lie is up to the view."""
         return torch.from_numpy(np.asarray(indices, np.int64).copy())
-
-    def name(self, index: int) -> str:
-        """The image's path, printable."""
-        return printable(self.path(index))
-
-    def relative(self, index: int) -> str:
-        """The image's path below `root`."""
-        return os.fsdecode(self.paths[index])
-
-    def path(self, index: int) -> Path:
-        """The image's path."""
-        return self.root / os.fsdecode(self.paths[index])
-
-    def read(self, index: int) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            InputError: It can't be read, or is no regular file.
-        """
-        return read_image_file(self.path(index))
-
-    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Locations of the files: their paths, which native code opens."""
-        return located_files(self.root, self.paths[indices])
 
 
 @dataclass(frozen=True)

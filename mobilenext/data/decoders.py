@@ -28,7 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobilenext.data import native, pillow
-from mobilenext.data.encoded import FILTERS, VIEW, EncodedImages, HasChecksums, HasRestarts
+from mobilenext.data.encoded import (
+    FILTERS,
+    VIEW,
+    EncodedImages,
+    HasChecksums,
+    HasRestarts,
+    jpeg_frame,
+)
 from mobilenext.data.restart import stitch
 from mobilenext.data.sources import ArrayImages, Images, SyntheticImages
 from mobilenext.data.transforms import Transform, is_beyond, is_elongated
@@ -309,21 +316,10 @@ class DeviceDecoder:
 
 def jpeg_size(data: Bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG of one or three components; None if it is not one."""
-    if bytes(data[:2]) != b"\xff\xd8":
+    frame = jpeg_frame(data)
+    if frame is None or frame.components not in (1, 3) or not frame.width * frame.height:
         return None
-    place = 2
-    while place + 9 < len(data):
-        if data[place] != 0xFF:
-            return None
-        marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (5, 7))
-            return (width, height) if data[place + 9] in (1, 3) and width and height else None
-        else:
-            place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return None
+    return frame.width, frame.height
 
 
 def _host_batch(count: int, size: int, pin_memory: bool) -> Tensor:

@@ -37,7 +37,7 @@ def draw_boxes(
         texts: What is written; "" for nothing.
         dashed: White dashes, for objects that are known, in place of lines.
     """
-    draw, font = PIL.ImageDraw.Draw(picture), _font()
+    draw, font = PIL.ImageDraw.Draw(picture), plain_font(FONT_SIZE)
     for box, label, text in zip(np.asarray(boxes).tolist(), labels, texts, strict=True):
         x0, y0, x1, y1 = box
         if dashed:
@@ -63,6 +63,9 @@ def _dashes(draw: PIL.ImageDraw.ImageDraw, x0: float, y0: float, x1: float, y1: 
             draw.line((x, y, x, min(y + DASH, y1)), TRUTH, 2)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def plain_font(size: int) -> Font:
     """Pillow's own; without FreeType it has one of a single size."""
-    return ImageFont.load_default(FONT_SIZE if features.check("freetype2") else None)
+    return ImageFont.load_default(size if features.check("freetype2") else None)

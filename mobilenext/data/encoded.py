@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -39,6 +39,41 @@ VIEW = np.dtype(
     align=True,
 )
 """The part of an image that becomes a batch's pixels; `struct mn_view` of native/mobilenext.h."""
+
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+JPEG_PASSED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+"""Markers of segments that may come before a frame: tables, comments, applications' own."""
+
+
+class JpegFrame(NamedTuple):
+    """What a JPEG's header says of its picture (ITU-T T.81, annex B)."""
+
+    marker: int
+    precision: int
+    """Bits of a sample."""
+    width: int
+    height: int
+    components: int
+
+
+def jpeg_frame(data: bytes | memoryview) -> JpegFrame | None:
+    """The header of a JPEG's first frame, by the file's first bytes; None: it is not in them."""
+    if bytes(data[:2]) != b"\xff\xd8":
+        return None
+    place = 2
+    while place + 9 < len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif marker in JPEG_FRAMES:
+            height, width = (int.from_bytes(data[place + at : place + at + 2]) for at in (5, 7))
+            return JpegFrame(marker, data[place + 4], width, height, data[place + 9])
+        elif marker in JPEG_PASSED:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+        else:
+            return None
+    return None
+
 
 FILTERS = ("bilinear", "bicubic")
 """Names of the resize filters, antialiased as in Pillow."""

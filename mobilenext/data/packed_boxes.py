@@ -20,10 +20,9 @@ from mobilenext.data.pillow import decode_bytes
 from mobilenext.data.sources import (
     ClassTargets,
     ImageData,
+    ListedFiles,
     is_hidden,
     is_image,
-    located_files,
-    read_image_file,
     some,
 )
 from mobilenext.errors import InputError
@@ -116,7 +115,7 @@ def _packed(images: BoxImages, parts: Sequence[PackImages], pack: str) -> Packed
     )
 
 
-class _Pictures(ClassTargets):
+class _Pictures(ListedFiles, ClassTargets):
     """Image files that are packed as they lie, all of one class.
 
     Args:
@@ -125,31 +124,11 @@ class _Pictures(ClassTargets):
     """
 
     def __init__(self, root: Path, paths: Iterable[str]) -> None:
-        self.root = root
-        self.paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)
+        super().__init__(root, np.array([os.fsencode(path) for path in paths], dtype=bytes))
         self.labels = np.zeros(len(self.paths), np.int64)
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
         return decode_bytes(self.read(index), self.name(index)), 0
-
-    def name(self, index: int) -> str:
-        """The image's path, printable."""
-        return printable(self.root / self.relative(index))
-
-    def relative(self, index: int) -> str:
-        """The image's path below `root`."""
-        return os.fsdecode(self.paths[index])
-
-    def read(self, index: int) -> bytes:
-        """The file's bytes."""
-        return read_image_file(self.root / self.relative(index))
-
-    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Locations of the files."""
-        return located_files(self.root, self.paths[indices])
 
 
 def pictures_of(base: Path) -> ImageData | None:

@@ -128,11 +128,65 @@ class ArrayImages(ClassTargets):
         return Located(items, [pixels])
 
 
-class FolderImages(ClassTargets):
+class ListedFiles:
+    """Image files that are known by their paths.
+
+    Args:
+        root: Folder that the paths are below.
+        paths: Paths below it, bytes (N,): one numpy array, not a million Python strings.
+    """
+
+    def __init__(self, root: Path, paths: np.ndarray) -> None:
+        self.root, self.paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The image's path, printable."""
+        return printable(self.path(index))
+
+    def relative(self, index: int) -> str:
+        """The image's path below `root`, with surrogates for bytes that are not UTF-8."""
+        return self.paths[index].decode("utf-8", "surrogateescape").replace("\\", "/")
+
+    def path(self, index: int) -> Path:
+        """The image's path."""
+        return self.root / os.fsdecode(self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            InputError: It can't be read, or is no regular file.
+        """
+        path = self.path(index)
+        try:
+            return read_regular(path)
+        except NotRegularError as error:
+            raise InputError(f"{error}; replace or remove the file") from error
+        except OSError as error:
+            raise InputError(
+                f"{printable(path)}: expected an image file, could not read it "
+                f"({error.strerror or error}); replace or remove the file"
+            ) from error
+
+    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
+        """Locations of the files: their paths, which native code opens."""
+        folder = os.fsencode(self.root)
+        names = [b"%s/%s" % (folder, path) for path in self.paths[indices]]
+        text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
+        items = np.zeros(len(names), ITEM)
+        lengths = np.fromiter((len(name) + 1 for name in names), np.uint64, len(names))
+        items["path"] = np.uint64(text.ctypes.data) + np.cumsum(lengths) - lengths
+        return Located(items, [text])
+
+
+class FolderImages(ListedFiles, ClassTargets):
     """Image files under `root`, one folder per class.
 
     Hidden files and folders are passed over. Links to folders are followed, unless they lead back
-    to a folder above. Paths lie in one numpy array, not in a million Python strings.
+    to a folder above.
 
     Args:
         root: Folder of the split.
@@ -149,7 +203,6 @@ class FolderImages(ClassTargets):
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        self.root = root
         paths: list[bytes] = []
         labels: list[int] = []
         empty: list[str] = []
@@ -166,8 +219,8 @@ class FolderImages(ClassTargets):
             labels += [label] * (len(paths) - before)
             if len(paths) == before:
                 empty.append(name)
+        super().__init__(root, np.array(paths, dtype=bytes))
         self.labels = np.array(labels, dtype=np.int64)
-        self.paths = np.array(paths, dtype=bytes)
         self.notes = _notes(root, others, walk.loops)
         if empty:
             left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
@@ -176,73 +229,14 @@ class FolderImages(ClassTargets):
                 f"folder, found none in {some(empty)}{left_out}; remove or fill these folders"
             )
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
         return decode_bytes(self.read(index), self.name(index)), int(self.labels[index])
-
-    def name(self, index: int) -> str:
-        """The image's path, printable."""
-        return printable(self._path(index))
-
-    def relative(self, index: int) -> str:
-        """The image's path below `root`, with surrogates for bytes that are not UTF-8."""
-        return self.paths[index].decode("utf-8", "surrogateescape").replace("\\", "/")
-
-    def read(self, index: int) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            InputError: It can't be read, or is no regular file.
-        """
-        return read_image_file(self._path(index))
 
     def taken(self, chosen: np.ndarray) -> "FolderImages":
         """The images of a mask (N,), as a split of their own."""
         part = copy.copy(self)
         part.labels, part.paths = self.labels[chosen], self.paths[chosen]
         return part
-
-    def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
-        """Locations of the files: their paths, which native code opens."""
-        return located_files(self.root, self.paths[indices])
-
-    def _path(self, index: int) -> Path:
-        return self.root / os.fsdecode(self.paths[index])
-
-
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        InputError: It can't be read, or is no regular file.
-    """
-    try:
-        return read_regular(path)
-    except NotRegularError as error:
-        raise InputError(f"{error}; replace or remove the file") from error
-    except OSError as error:
-        raise InputError(
-            f"{printable(path)}: expected an image file, could not read it "
-            f"({error.strerror or error}); replace or remove the file"
-        ) from error
-
-
-def located_files(root: Path, paths: np.ndarray) -> Located:
-    """Locations of image files: their names, which native code opens.
-
-    Args:
-        root: Folder that the paths are below.
-        paths: Paths below it, bytes (N,).
-    """
-    folder = os.fsencode(root)
-    names = [b"%s/%s" % (folder, path) for path in paths]
-    text = np.frombuffer(b"\0".join([*names, b""]), np.uint8)
-    items = np.zeros(len(names), ITEM)
-    lengths = np.fromiter((len(name) + 1 for name in names), np.uint64, len(names))
-    items["path"] = np.uint64(text.ctypes.data) + np.cumsum(lengths) - lengths
-    return Located(items, [text])
 
 
 class SyntheticImages:

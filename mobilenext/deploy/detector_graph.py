@@ -14,16 +14,15 @@ from torchvision.models.detection._utils import BoxCoder
 
 from mobilenext.deploy.graph import FromPixels
 from mobilenext.deploy.preprocessing import Postprocessing
+from mobilenext.metrics import detection as metrics
 
 SCORES_AND_BOXES = ("scores", "boxes")
 """Names of an exported detector's outputs."""
 
 
-class Detector(Protocol):
+class Detector(metrics.Detector, Protocol):
     """What a network has to have; see `models.detection.ssdlite.SSDLite`."""
 
-    anchors: Tensor
-    """Default boxes, x0, y0, x1, y1 in pixels of its images, (A, 4)."""
     box_coder: BoxCoder
     image_size: int
     score_thresh: float
@@ -35,7 +34,7 @@ class Detector(Protocol):
         """Boxes in pixels of the image, (N, A, 4), of codes of this shape."""
         ...
 
-    def detections(self, logits: Tensor, codes: Tensor) -> list[dict[str, Tensor]]:
+    def chosen(self, scores: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
         """What is found in each image: boxes, scores, labels; the surest first."""
         ...
 
@@ -130,10 +129,8 @@ def postprocessing_of(network: nn.Module) -> Postprocessing | None:
 class Counted(nn.Module):
     """A form of a detector that gives scores and boxes, as `metrics.detection` counts detectors.
 
-    Scores become logits again, and boxes codes, so that the same code chooses among them.
-
     Args:
-        network: The `Detector` whose form it is.
+        network: The `Detector` whose form it is; it chooses among them.
         form: Maps pixels, uint8 (N, 3, H, W), to scores and boxes, on any device.
     """
 
@@ -144,14 +141,11 @@ class Counted(nn.Module):
         self._held: tuple[Detector, Callable[[Tensor], tuple[Tensor, Tensor]]] = detector, form
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, A, 1 + classes) and box codes (N, A, 4) of pixels (N, 3, H, W)."""
-        detector, form = self._held
-        scores, boxes = (one.to(pixels.device) for one in form(pixels.to(torch.uint8)))
-        boxes = boxes.float() * detector.image_size
-        anchors = detector.anchors.to(boxes).expand_as(boxes).reshape(-1, 4)
-        codes = detector.box_coder.encode_single(boxes.reshape(-1, 4), anchors)
-        return scores.float().log(), codes.view_as(boxes)
+        """Scores (N, A, 1 + classes) and boxes in [0, 1] (N, A, 4) of pixels (N, 3, H, W)."""
+        scores, boxes = (one.to(pixels.device) for one in self._held[1](pixels.to(torch.uint8)))
+        return scores.float(), boxes.float()
 
-    def detections(self, logits: Tensor, codes: Tensor) -> list[dict[str, Tensor]]:
-        """See `SSDLite.detections`."""
-        return self._held[0].detections(logits, codes)
+    def detections(self, scores: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+        """What is found in each image, see `SSDLite.detections`; of what `forward` gives."""
+        detector = self._held[0]
+        return detector.chosen(scores, boxes * detector.image_size)

@@ -1,7 +1,6 @@
 """What a detector finds in pictures: JSON, CSV, and a page of the pictures with their boxes."""
 
 import base64
-import csv
 import html
 import io
 import json
@@ -14,6 +13,7 @@ import PIL.Image
 from mobilenext.data.drawing import draw_boxes
 from mobilenext.deploy.answers import PAGE
 from mobilenext.files import printable
+from mobilenext.metrics.detection_report import boxes_table
 
 SHOWN_SIDE = 480
 """Longest side of the pictures in a page, in pixels."""
@@ -88,15 +88,12 @@ def objects_json(answers: Sequence[Objects]) -> str:
 
 
 def objects_csv(answers: Sequence[Objects]) -> str:
-    """A line for each object: image, class, score, and its box in the picture's pixels."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", "class", "score", "x0", "y0", "x1", "y1"])
-    for one in answers:
-        for name, score, box in zip(one.classes, one.scores, one.boxes.tolist(), strict=True):
-            places = [f"{value:.2f}" for value in box]
-            writer.writerow([printable(one.image), name, f"{score:.6f}", *places])
-    return file.getvalue()
+    """A line for each object; see `boxes_table`."""
+    return boxes_table(
+        (printable(one.image), name, score, box)
+        for one in answers
+        for name, score, box in zip(one.classes, one.scores, one.boxes, strict=True)
+    )
 
 
 def objects_sheet(answers: Sequence[Objects], title: str, notes: Sequence[str]) -> str:

@@ -19,13 +19,15 @@ from mobilenext.assembly.detection import (
 )
 from mobilenext.assembly.network import (
     averages,
+    hyperparameters,
     memory_note,
     new_optimizer,
     new_schedule,
     new_update,
+    result_entries,
     run_settings,
 )
-from mobilenext.config import DetectConfig, to_plain, to_yaml
+from mobilenext.config import DetectConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import BoxData, box_texts
 from mobilenext.metrics.detection import MultiBoxLoss, Precision, score_detections
@@ -189,28 +191,15 @@ def _entries(
     computing: Computing,
 ) -> dict[str, Any]:
     """What result.json says of network, data and settings."""
-    begun_with = run.state.described.get("init_from")
     return {
         "kind": "detection",
-        "model": config.model.name,
-        "width": config.width,
-        "identity": config.identity,
+        **result_entries(config, run, cost, computing),
         "detector": config.detector.name,
         "taps": config.detector.network.get("taps"),
-        "data": config.data.name,
         "split": images.split_name,
         "protocol": images.protocol,
         "objects": images.counts,
-        "num_params": cost.params,
-        "madds": cost.madds,
-        "image_size": config.data.image_size,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "precision": computing.name,
-        "decoder": run.loaders.train.decoder,
         "ap_by_class": _by_class(precision, images),
-        **({"init_from": begun_with} if config.init_from is not None else {}),
-        "config": to_plain(config),
     }
 
 
@@ -225,25 +214,11 @@ def _by_class(precision: Precision, images: BoxData) -> dict[str, float | None]:
 
 def _hyperparameters(config: DetectConfig, computing: Computing) -> dict[str, float | str]:
     """What runs are compared by in TensorBoard; the same keys for all of them."""
-    optimizer = config.optimizer
     return {
-        "model": config.model.name,
-        "width": config.width,
-        "identity": config.identity,
+        **hyperparameters(config, computing),
         "detector": config.detector.name,
         "taps": str(config.detector.network.get("taps")),
-        "data": config.data.name,
-        "image_size": config.data.image_size,
-        "batch": config.data.global_batch_size,
-        "epochs": config.epochs,
-        "optimizer": optimizer["_target_"].rpartition(".")[2],
-        "lr": optimizer["lr"],
-        "weight_decay": optimizer.get("weight_decay", 0.0),
-        "schedule": config.schedule["_target_"].rpartition(".")[2],
         "frozen_backbone": str(config.freeze_backbone),
-        "ema_decay": config.ema_decay or 0.0,
-        "precision": computing.name,
-        "seed": config.seed,
     }
 
 

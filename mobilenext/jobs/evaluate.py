@@ -14,7 +14,6 @@ from mobilenext.assembly.detection import (
     box_batches,
     box_validation_loader,
     check_box_data,
-    is_detector,
     negatives_of,
     only_evaluated,
     rebuilt_detector,
@@ -23,6 +22,7 @@ from mobilenext.assembly.trained import (
     check_classes,
     evaluation_data,
     images_of,
+    is_detector,
     note_differences,
     rebuilt,
 )
@@ -118,7 +118,7 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     path = config.weights
     tensors, described = load_weights(path)
     data = evaluation_data(described["data"], config.data)
-    if is_detector(described):
+    if is_detector(described["model"]):
         return _evaluate_detector(tensors, described, data, config, process)
     images = _classified(images_of(data, _chosen(config)), path, data)
     check_classes(described, path, images, data.name)
@@ -214,13 +214,10 @@ def _evaluate_detector(
             network, loader, to_device, process, images.val, len(images.classes), loss,
             shown=progress.through,
         )  # fmt: skip
-        unreadable = process.gather(loader.unreadable)
+        _say_unreadable(loader, process)
     assert found is not None  # nobody interrupts it
     if not math.isfinite(found.scores["loss"]):
         raise InputError(f"{path}: the loss on {data.name} is {found.scores['loss']}, not finite")
-    for part in unreadable:
-        for text in part.values():
-            say(f"warning: left out: {text}", process)
     result = {
         "kind": "evaluation",
         "task": "detection",
@@ -287,15 +284,20 @@ def _predict(
             network, loader, to_device, process, split, observers=observers, shown=progress.through
         )
     assert scores is not None  # nobody interrupts it
-    for part in process.gather(loader.unreadable):
-        for text in part.values():
-            say(f"warning: left out: {text}", process)
+    _say_unreadable(loader, process)
     counts = None if matrix is None else matrix.total(process)
     predicted = None
     if kept is not None:
         read = evaluated_indices(split, process.rank, process.world_size, loader.unreadable)
         predicted = kept.gathered(process, read)
     return _Found(scores, counts, predicted)
+
+
+def _say_unreadable(loader: Loader, process: Process) -> None:
+    """Name the images that any process could not read; all of them call this together."""
+    for part in process.gather(loader.unreadable):
+        for text in part.values():
+            say(f"warning: left out: {text}", process)
 
 
 def _write_predictions(path: Path, predicted: Predicted, images: ImageData) -> None:

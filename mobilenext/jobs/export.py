@@ -11,12 +11,12 @@ import torch
 from mobilenext.assembly.data import device_batches, evaluation_transform
 from mobilenext.assembly.detection import (
     detector_words,
-    is_detector,
     rebuilt_either_with_cost,
 )
 from mobilenext.assembly.trained import (
     complete_data,
     evaluation_data,
+    is_detector,
     pictures_of,
     rebuilt_with_cost,
 )
@@ -113,7 +113,7 @@ def _export_for_the_hub(config: ExportConfig) -> dict[str, Any]:
     output = Path(config.output)
     check_output_folder("output", output, FILES)
     trained = read_trained(weights_path(Path(config.checkpoint)), complete_data)
-    if is_detector({"model": trained.model}):
+    if is_detector(trained.model):
         raise InputError(
             f"format=hub: expected a classifier, got a detector, {_words(trained)}: timm and the "
             f"hub's card know classifiers only; choose format={', format='.join(FORMATS)}"
@@ -200,7 +200,7 @@ def _summary(trained: Trained) -> str:
 
 
 def _words(trained: Trained) -> str:
-    if is_detector({"model": trained.model}):
+    if is_detector(trained.model):
         return printable(detector_words(trained.model))
     return network_words(trained)
 

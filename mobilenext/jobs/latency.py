@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from mobilenext.assembly.data import evaluation_transform
-from mobilenext.assembly.detection import detector_words, is_detector, rebuilt_either_with_cost
-from mobilenext.assembly.trained import complete_data, evaluation_data
+from mobilenext.assembly.detection import detector_words, rebuilt_either_with_cost
+from mobilenext.assembly.trained import complete_data, evaluation_data, is_detector
 from mobilenext.config import DetectorConfig, HasRun, ModelConfig, RuntimeConfig, to_yaml
 from mobilenext.config.fields import (
     MISSING,
@@ -246,7 +246,7 @@ def _of_checkpoint(path: Path) -> _Network:
         postprocessing_of(network),
     )  # fmt: skip
     label = f"{_label(name, width, identity)} ({path.name if path.is_dir() else path.parent.name})"
-    if is_detector({"model": trained.model}):
+    if is_detector(trained.model):
         facts |= _of_detector(trained.model["detector"].get("name"))
         label = _detector_label(trained.model, identity, size)
     return _Network(label, facts, size, network, None, how)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ import PIL.Image
 import torch
 
 from mobilenext.assembly.data import device_batches, evaluation_transform
-from mobilenext.assembly.detection import is_detector, rebuilt_detector
-from mobilenext.assembly.trained import complete_data, evaluation_data, rebuilt
-from mobilenext.config import RuntimeConfig
+from mobilenext.assembly.detection import rebuilt_detector
+from mobilenext.assembly.trained import complete_data, evaluation_data, is_detector, rebuilt
+from mobilenext.config import DataConfig, RuntimeConfig
 from mobilenext.config.fields import MISSING, check, path_field, path_list
 from mobilenext.data.encoded import FILTERS
 from mobilenext.data.pillow import decode_bytes
@@ -23,7 +23,7 @@ from mobilenext.data.sources import is_image
 from mobilenext.data.transforms import RESAMPLING, EvalTransform
 from mobilenext.deploy.answers import Answer, sheet, thumbnail, to_json
 from mobilenext.deploy.formats import BY_SUFFIX, load
-from mobilenext.deploy.hub.trained import read_trained
+from mobilenext.deploy.hub.trained import Trained, read_trained
 from mobilenext.deploy.objects_page import (
     SHOWN_SIDE,
     Objects,
@@ -39,7 +39,7 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.tables import to_csv
 from mobilenext.tables.predictions import predictions_table
 from mobilenext.training.progress import Progress, say
-from mobilenext.training.weights_files import load_weights, weights_path
+from mobilenext.training.weights_files import weights_path
 
 FILES = ("predictions.csv", "predictions.json", "predictions.html")
 TOP = 5
@@ -103,10 +103,16 @@ def predict(config: PredictConfig, process: Process) -> dict[str, Any]:
     output = Path(config.output)
     check_output_folder("output", output, FILES)
     paths = list(_pictures(config.images))
-    detector = _opened_detector(Path(config.checkpoint), config, process)
-    if detector is not None:
-        return _find_objects(paths, detector, config, output, process)
-    network = _opened(Path(config.checkpoint), config, process)
+    opened = _opened(Path(config.checkpoint), config, process)
+    if isinstance(opened, _Detector):
+        return _find_objects(paths, opened, config, output, process)
+    return _classify(paths, opened, config, output, process)
+
+
+def _classify(
+    paths: list[Path], network: _Network, config: PredictConfig, output: Path, process: Process
+) -> dict[str, Any]:
+    """Classify pictures, print and write the answers."""
     found, unreadable = _answers(paths, network, config.shown, process)
     for text in unreadable:
         say(f"warning: left out: {text}")
@@ -123,15 +129,20 @@ def predict(config: PredictConfig, process: Process) -> dict[str, Any]:
         [one.classes for one in found],
         [one.probabilities for one in found],
     )
-    with writable(f"output={output}"):
-        for name, text in zip(FILES, (to_csv(table), to_json(found), page), strict=True):
-            write_whole(output / name, text)
-    say("\n".join(one.line() for one in found[:MOST_LINES]))
-    if len(found) > MOST_LINES:
-        say(f"... and {len(found) - MOST_LINES:,} more in the files")
-    say(f"{summary}\n{output}: {', '.join(FILES)}")
+    _leave(output, (to_csv(table), to_json(found), page), [one.line() for one in found], summary)
     return {"images": len(found), "unreadable": len(unreadable), "known": len(known),
             "right": right}  # fmt: skip
+
+
+def _leave(output: Path, texts: Sequence[str], lines: Sequence[str], summary: str) -> None:
+    """Write the files, and print the first lines of the answers."""
+    with writable(f"output={output}"):
+        for name, text in zip(FILES, texts, strict=True):
+            write_whole(output / name, text)
+    say("\n".join(lines[:MOST_LINES]))
+    if len(lines) > MOST_LINES:
+        say(f"... and {len(lines) - MOST_LINES:,} more in the files")
+    say(f"{summary}\n{output}: {', '.join(FILES)}")
 
 
 def _answers(
@@ -210,8 +221,8 @@ def _label(path: Path, classes: tuple[str, ...]) -> str | None:
     return path.parent.name if path.parent.name in classes else None
 
 
-def _opened(path: Path, config: PredictConfig, process: Process) -> _Network:
-    """The network of a run or of an exported file."""
+def _opened(path: Path, config: PredictConfig, process: Process) -> "_Network | _Detector":
+    """The network of a run or of an exported file, or a run's detector."""
     if path.suffix in BY_SUFFIX and path.is_file():
         how = read_preprocessing(path.parent)
         runner = load(path, max(1, process.cpus))
@@ -222,6 +233,8 @@ def _opened(path: Path, config: PredictConfig, process: Process) -> _Network:
         )  # fmt: skip
     trained = read_trained(weights_path(path), complete_data)
     data = evaluation_data(trained.data.plain, {})
+    if is_detector(trained.model):
+        return _opened_detector(trained, data, config, process)
     network = rebuilt(trained.model, trained.tensors, trained.path, data.eval_size, BATCH)
     network.to(process.device)
     to_device = device_batches(data, process, config.runtime.channels_last)
@@ -248,16 +261,10 @@ class _Detector:
     """Of pixels, uint8 (N, image_size, image_size, 3); boxes in these pixels."""
 
 
-def _opened_detector(path: Path, config: PredictConfig, process: Process) -> _Detector | None:
-    """The detector of a run; None if the file is of something else."""
-    if path.suffix in BY_SUFFIX and path.is_file():
-        return None
-    found = weights_path(path)
-    tensors, described = load_weights(found)
-    if not is_detector(described):
-        return None
-    data = evaluation_data(complete_data(described["data"]), {})
-    network = rebuilt_detector(described["model"], tensors, found, data.eval_size, BATCH)
+def _opened_detector(
+    trained: Trained, data: DataConfig, config: PredictConfig, process: Process
+) -> _Detector:
+    network = rebuilt_detector(trained.model, trained.tensors, trained.path, data.eval_size, BATCH)
     network.to(process.device)
     to_device = device_batches(data, process, config.runtime.channels_last)
 
@@ -267,7 +274,7 @@ def _opened_detector(path: Path, config: PredictConfig, process: Process) -> _De
             return network.detections(*network(images))  # pyright: ignore[reportCallIssue]
 
     resampling = RESAMPLING[FILTERS.index(data.eval_interpolation)]
-    return _Detector(tuple(described["classes"]), data.eval_size, resampling, detections)
+    return _Detector(tuple(trained.classes), data.eval_size, resampling, detections)
 
 
 def _find_objects(
@@ -300,14 +307,8 @@ def _find_objects(
     left_out = len(found) - sum(bool(one.picture) for one in found)
     more = [f"{left_out:,} more pictures are in the other two files."] if left_out else []
     page = objects_sheet(found, f"Objects found by {config.checkpoint}", [summary, *more])
-    with writable(f"output={output}"):
-        texts = (objects_csv(found), objects_json(found), page)
-        for name, text in zip(FILES, texts, strict=True):
-            write_whole(output / name, text)
-    say("\n".join(one.line() for one in found[:MOST_LINES]))
-    if len(found) > MOST_LINES:
-        say(f"... and {len(found) - MOST_LINES:,} more in the files")
-    say(f"{summary}\n{output}: {', '.join(FILES)}")
+    texts = (objects_csv(found), objects_json(found), page)
+    _leave(output, texts, [one.line() for one in found], summary)
     return {"images": len(found), "unreadable": len(unreadable), "objects": objects}
 
 

@@ -21,10 +21,15 @@ from mobilenext.assembly.detection import (
     box_validation_loader,
     check_box_data,
     evaluation_pixels,
-    is_detector,
     rebuilt_either_with_cost,
 )
-from mobilenext.assembly.trained import check_classes, complete_data, evaluation_data, images_of
+from mobilenext.assembly.trained import (
+    check_classes,
+    complete_data,
+    evaluation_data,
+    images_of,
+    is_detector,
+)
 from mobilenext.config import DataConfig, RuntimeConfig
 from mobilenext.config.fields import MISSING, check, check_choice, path_field
 from mobilenext.data import BoxData, DeviceBatches, ImageData
@@ -49,6 +54,7 @@ from mobilenext.deploy.int8.quantization import (
     zero_dead_channels,
 )
 from mobilenext.deploy.int8.scheme import GRIDS, OBSERVERS, WEIGHTS, Scheme
+from mobilenext.deploy.preprocessing import DETECTION as DETECTION_TASK
 from mobilenext.deploy.preprocessing import Preprocessing
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable
@@ -73,8 +79,6 @@ MOST_BROKEN = 97.0
 MOST_LOST = 2.0
 """Points of average precision that a runtime's answers may be worth less than the reference's,
 before it is warned about."""
-TASK = "detection"
-"""What a detector's result has as its `task`; a classifier's has none."""
 
 
 @dataclass
@@ -224,7 +228,7 @@ def _opened(config: QuantizeConfig, process: Process) -> _Job:
             f"{printable(path)}: expected finite weights, {len(odd)} tensors have others, first "
             f"{printable(odd[0])}: this run went wrong"
         )
-    detects = is_detector({"model": trained.model})
+    detects = is_detector(trained.model)
     data = evaluation_data(trained.data.plain, config.data)
     images: Any = images_of(data, chosen=config.data.get("source") is not None)
     if detects:
@@ -570,7 +574,7 @@ def _of_detector(job: _Job) -> dict[str, Any]:
     if not isinstance(job.images, BoxData):
         return {}
     return {
-        "task": TASK,
+        "task": DETECTION_TASK,
         "detector": job.trained.model["detector"].get("name"),
         "split": job.images.split_name,
         "protocol": job.images.protocol,
@@ -627,7 +631,7 @@ def _tell(result: dict[str, Any], output: Path, files: Sequence[str]) -> None:
 
 
 def _measure(result: dict[str, Any]) -> Measure:
-    return DETECTION[result["protocol"]] if result.get("task") == TASK else TOP1
+    return DETECTION[result["protocol"]] if result.get("task") == DETECTION_TASK else TOP1
 
 
 def _scores(row: dict[str, Any], measure: Measure) -> str:

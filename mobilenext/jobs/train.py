@@ -13,17 +13,19 @@ from mobilenext.assembly.data import class_loaders, device_augment, device_batch
 from mobilenext.assembly.network import (
     averages,
     described,
+    hyperparameters,
     memory_note,
     new_network,
     new_optimizer,
     new_schedule,
     new_update,
+    result_entries,
     run_settings,
     train_mode,
     try_step,
     unites_by,
 )
-from mobilenext.config import TrainConfig, to_plain, to_yaml
+from mobilenext.config import TrainConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score
@@ -117,7 +119,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
                 ),
             )  # fmt: skip
         result = run.finish(
-            _entries(config, run, cost, precision),
+            {"kind": "training", **result_entries(config, run, cost, precision)},
             _hyperparameters(config, precision),
             shown=("top1", "top5", "best_top1", "num_params", "madds"),
         )
@@ -170,51 +172,14 @@ def _short_epochs(config: TrainConfig, run: Run, images: ImageData) -> list[str]
     ]
 
 
-def _entries(
-    config: TrainConfig, run: Run, cost: Complexity, precision: Precision
-) -> dict[str, Any]:
-    """What result.json says of network, data and settings."""
-    begun_with = run.state.described.get("init_from")
-    return {
-        "kind": "training",
-        "model": config.model.name,
-        "width": config.width,
-        "identity": config.identity,
-        "data": config.data.name,
-        "num_params": cost.params,
-        "madds": cost.madds,
-        "image_size": config.data.eval_size,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "precision": precision.name,
-        "decoder": run.loaders.train.decoder,
-        **({"init_from": begun_with} if config.init_from is not None else {}),
-        "config": to_plain(config),
-    }
-
-
 def _hyperparameters(config: TrainConfig, precision: Precision) -> dict[str, float | str]:
     """What runs are compared by in TensorBoard; the same keys for all of them."""
-    optimizer = config.optimizer
     return {
-        "model": config.model.name,
-        "width": config.width,
-        "identity": config.identity,
-        "data": config.data.name,
-        "image_size": config.data.image_size,
+        **hyperparameters(config, precision),
         "eval_size": config.data.eval_size,
-        "batch": config.data.global_batch_size,
-        "epochs": config.epochs,
-        "optimizer": optimizer["_target_"].rpartition(".")[2],
-        "lr": optimizer["lr"],
-        "weight_decay": optimizer.get("weight_decay", 0.0),
-        "schedule": config.schedule["_target_"].rpartition(".")[2],
         "label_smoothing": config.label_smoothing,
         "mixup": config.augment.mixup,
         "cutmix": config.augment.cutmix,
-        "ema_decay": config.ema_decay or 0.0,
-        "precision": precision.name,
-        "seed": config.seed,
     }
 
 

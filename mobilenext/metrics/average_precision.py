@@ -129,8 +129,8 @@ class VocCurves:
 
 
 @dataclass(frozen=True, eq=False)
-class VocElevenPointAP:
-    """VOC2007's AP: the mean of the best precision at recall 0, 0.1, ..., 1 or beyond.
+class _VocAP:
+    """An average precision by VOC's rules.
 
     Attributes:
         by_class: In per cent, float64 (classes,); nan for a class without objects.
@@ -143,19 +143,12 @@ class VocElevenPointAP:
     inclusive: bool
 
 
-@dataclass(frozen=True, eq=False)
-class VocAreaAP:
-    """VOC2010's AP: the area below the best precision at each recall or beyond.
+class VocElevenPointAP(_VocAP):
+    """VOC2007's AP: the mean of the best precision at recall 0, 0.1, ..., 1 or beyond."""
 
-    Attributes:
-        by_class: In per cent, float64 (classes,); nan for a class without objects.
-        mean: Over the classes with objects, in per cent; nan if there are none.
-        inclusive: As in `VocCurves`.
-    """
 
-    by_class: np.ndarray
-    mean: float
-    inclusive: bool
+class VocAreaAP(_VocAP):
+    """VOC2010's AP: the area below the best precision at each recall or beyond."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,6 @@ from mobilenext.metrics.average_precision import (
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import ieee_float32
 
-PROTOCOLS = ("voc", "coco")
-
 
 class Detector(Protocol):
     """What a network has to have beside its `forward`; see `models.detection.ssdlite.SSDLite`."""

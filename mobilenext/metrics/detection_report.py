@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,16 +80,31 @@ def detection_files(
 
 
 def detections_table(precision: Precision, images: BoxImages, classes: Sequence[str]) -> str:
-    """All detections as CSV: image, class, score and box in the image's pixels, image by image."""
+    """All detections of a split, image by image; see `boxes_table`."""
+    found = precision.detections
+    order: list[int] = np.lexsort((found.ranks, found.images)).tolist()
+    labels: list[int] = found.labels.tolist()
+    return boxes_table(
+        (
+            images.relative(int(found.images[row])).encode("utf-8", "replace").decode(),
+            classes[labels[row]], found.scores[row], found.boxes[row],
+        )
+        for row in order
+    )  # fmt: skip
+
+
+def boxes_table(rows: Iterable[tuple[str, str, float, np.ndarray]]) -> str:
+    """Detections as CSV: a line for each, with its box in the image's pixels.
+
+    Args:
+        rows: Image, class, score and box (4,) of each.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["image", "class", "score", "x0", "y0", "x1", "y1"])
-    found = precision.detections
-    rows: list[int] = np.lexsort((found.ranks, found.images)).tolist()
-    for row in rows:
-        name = images.relative(int(found.images[row])).encode("utf-8", "replace").decode()
-        box = [f"{value:.2f}" for value in found.boxes[row].tolist()]
-        writer.writerow([name, classes[found.labels[row]], f"{found.scores[row]:.6f}", *box])
+    for image, name, score, box in rows:
+        places = [f"{value:.2f}" for value in box.tolist()]
+        writer.writerow([image, name, f"{score:.6f}", *places])
     return file.getvalue()
 
 

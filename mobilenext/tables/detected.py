@@ -17,7 +17,7 @@ from mobilenext.tables.cells import NOT_MEASURED, footnotes, published_cell
 from mobilenext.tables.labels import labels
 from mobilenext.tables.paper import published_table
 from mobilenext.tables.render import Table, superscript
-from mobilenext.tables.results import decimal
+from mobilenext.tables.results import decimal, protocol_text
 
 TASK = "detection"
 
@@ -75,7 +75,7 @@ def detected(results: Sequence[dict[str, Any]]) -> list[Detected]:
     """Results of `scripts/detect.py`, grouped by all but the seed."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in results:
-        groups.setdefault(_key(one), []).append(one)
+        groups.setdefault(protocol_text(one, LEFT_OUT), []).append(one)
     found = [
         Detected(tuple(sorted(group, key=lambda one: one["seed"]))) for group in groups.values()
     ]
@@ -193,17 +193,8 @@ def _task(one: dict[str, Any]) -> tuple[Any, ...]:
             objects["val"]["images"])  # fmt: skip
 
 
-LEFT_OUT = ("name", "output_dir", "seed", "checkpoint", "init_from")
-LEFT_OUT_OF_DATA = ("root", "workers", "decoder", "max_bad_share", "download")
-
-
-def _key(one: dict[str, Any]) -> str:
-    config = {key: value for key, value in one["config"].items() if key not in LEFT_OUT}
-    data = {k: v for k, v in config["data"].items() if k not in LEFT_OUT_OF_DATA}
-    data["source"] = {k: v for k, v in data["source"].items() if k != "root"}
-    runtime = {"precision": config["runtime"]["precision"]}
-    begun = (one.get("init_from") or {}).get("sha256")
-    return json.dumps({**config, "data": data, "runtime": runtime, "begun": begun}, sort_keys=True)
+LEFT_OUT = ("name", "output_dir", "seed", "checkpoint")
+"""Entries of a config that runs of one row need not share."""
 
 
 # ---- the page ----

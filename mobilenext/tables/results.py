@@ -19,7 +19,7 @@ NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params
 NOT_PROTOCOL = {
     "": ("name", "output_dir", "seed", "width", "identity", "checkpoint", "model"),
     "data": ("root", "root_names_data", "download", "workers", "decoder", "max_bad_share"),
-    "data.source": ("root", "download"),
+    "data.source": ("root", "download", "pack"),
     "runtime": ("device", "threads", "log_every", "timeout_minutes"),
 }
 """Entries of a run's config that two networks need not share to be compared: what network it is,
@@ -164,6 +164,30 @@ class Protocol:
         )
 
 
+def protocol_text(values: dict[str, Any], left_out: Sequence[str]) -> str:
+    """What two results have to share to be compared, as JSON with sorted keys.
+
+    Args:
+        values: A result's; its config is taken without `NOT_PROTOCOL`.
+        left_out: Entries of the config's top level to leave out.
+    """
+    kept = {key: value for key, value in values["config"].items() if key not in left_out}
+    for place, names in NOT_PROTOCOL.items():
+        *parents, last = place.split(".")
+        holder = kept
+        for parent in parents:
+            holder = holder[parent]
+        if last in holder:
+            holder[last] = {k: v for k, v in holder[last].items() if k not in names}
+    kept = {k: v for k, v in kept.items() if k not in ADDED_DEFAULTS or v != ADDED_DEFAULTS[k]}
+    for group, defaults in ADDED_INSIDE.items():
+        inner = kept.get(group, {}).items()
+        kept[group] = {k: v for k, v in inner if k not in defaults or v != defaults[k]}
+    if "init_from" in kept and "init_from" in values:
+        kept["init_from"] = values["init_from"]["sha256"]  # wherever the file lay
+    return json.dumps(kept, sort_keys=True)
+
+
 @dataclass(frozen=True)
 class Result:
     """One finished run."""
@@ -217,24 +241,7 @@ class Result:
     @property
     def protocol(self) -> Protocol:
         """Data and recipe."""
-        config = self.values["config"]
-        kept = {key: value for key, value in config.items() if key not in NOT_PROTOCOL[""]}
-        for place, names in NOT_PROTOCOL.items():
-            *parents, last = [None, *place.split(".")] if place else [None]
-            if last is None:
-                continue
-            holder = kept
-            for parent in parents[1:]:
-                holder = holder[str(parent)]
-            if last in holder:
-                holder[last] = {k: v for k, v in holder[last].items() if k not in names}
-        kept = {k: v for k, v in kept.items() if k not in ADDED_DEFAULTS or v != ADDED_DEFAULTS[k]}
-        for group, defaults in ADDED_INSIDE.items():
-            inner = kept.get(group, {}).items()
-            kept[group] = {k: v for k, v in inner if k not in defaults or v != defaults[k]}
-        if "init_from" in kept and "init_from" in self.values:
-            kept["init_from"] = self.values["init_from"]["sha256"]  # wherever the file lay
-        return Protocol(json.dumps(kept, sort_keys=True))
+        return Protocol(protocol_text(self.values, NOT_PROTOCOL[""]))
 
     @property
     def images_per_norm(self) -> int | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
-from PIL import ImageFont, features
 from torch import Tensor
+
+from mobilenext.data.drawing import Font, plain_font
 
 MOST, COLUMNS = 16, 4
 LEAST_WIDTH = 144
@@ -35,7 +36,7 @@ def contact_sheet(pictures: Tensor, captions: Sequence[str], most: int = MOST) -
     below = LINE * max(len(lines) for lines in texts) + GAP
     size = GAP + columns * (width + GAP), GAP + rows * (height + below)
     sheet = PIL.Image.new("RGB", size, "white")
-    draw, font = PIL.ImageDraw.Draw(sheet), _font()
+    draw, font = PIL.ImageDraw.Draw(sheet), plain_font(FONT_SIZE)
     for number, (pixels, lines) in enumerate(zip(shown, texts, strict=True)):
         row, column = divmod(number, COLUMNS)
         left, top = GAP + column * (width + GAP), GAP + row * (height + below)
@@ -45,14 +46,6 @@ def contact_sheet(pictures: Tensor, captions: Sequence[str], most: int = MOST) -
             place = left, top + height + 1 + line * LINE
             draw.text(place, _cut(text, width, font), "black", font)
     return np.asarray(sheet)
-
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _font() -> Font:
-    """Pillow's own; without FreeType it has one of a single size."""
-    return ImageFont.load_default(FONT_SIZE if features.check("freetype2") else None)
 
 
 def _cut(text: str, width: int, font: Font) -> str:

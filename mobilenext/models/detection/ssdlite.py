@@ -154,13 +154,21 @@ class SSDLite(SSD):
             logits: See `forward`.
             codes: See `forward`.
         """
-        count, classes = len(logits), logits.shape[2] - 1
-        scores = logits.float().softmax(2)[..., 1:].transpose(1, 2)
+        return self.chosen(logits.float().softmax(2), self.decoded(codes.float()))
+
+    def chosen(self, scores: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+        """What is found in each image, see `detections`.
+
+        Args:
+            scores: Probabilities (N, A, 1 + classes), of which the first is the background's.
+            boxes: x0, y0, x1, y1 in pixels of the image, (N, A, 4).
+        """
+        count, classes = len(scores), scores.shape[2] - 1
+        scores = scores[..., 1:].transpose(1, 2)
         kept = min(self.topk_candidates, scores.shape[2])
         scores, places = scores.topk(kept, dim=2)
-        boxes = self.decoded(codes.float())
         boxes = boxes.gather(1, places.reshape(count, -1, 1).expand(-1, -1, 4))
-        labels = torch.arange(classes, device=logits.device).repeat_interleave(kept)
+        labels = torch.arange(classes, device=scores.device).repeat_interleave(kept)
         scores = scores.flatten(1)
         found = []
         for image_scores, image_boxes, sure in zip(
