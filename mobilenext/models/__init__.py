@@ -1,7 +1,7 @@
 """Networks and what they cost. Knows nothing of data, training or configs.
 
 Those that are built on timm or torchvision are loaded when they are asked for: our own need
-neither, and both take seconds and 200 MB in each process.
+neither, and both take seconds and 200 MB in each process. So are DARTS' networks.
 """
 
 import importlib
@@ -12,6 +12,8 @@ from mobilenext.models.mobilenext import STAGES, MobileNeXt, Stage
 from mobilenext.models.sandglass import BottleneckBlock, SandglassBlock
 
 if TYPE_CHECKING:
+    from mobilenext.models.darts.found import DartsNetwork
+    from mobilenext.models.darts.supernet import Supernet
     from mobilenext.models.detection.ssdlite import SSDLite
     from mobilenext.models.libraries import timm_model, torchvision_model
     from mobilenext.models.mobilenetv2 import InvertedResidualVariant, MobileNetV2
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STAGES",
     "BottleneckBlock",
+    "DartsNetwork",
     "EfficientNet",
     "InvertedResidualVariant",
     "MobileNeXt",
@@ -26,6 +29,7 @@ __all__ = [
     "SSDLite",
     "SandglassBlock",
     "Stage",
+    "Supernet",
     "mnext_l",
     "mnext_s",
     "timm_model",
@@ -33,9 +37,11 @@ __all__ = [
 ]
 
 OF_LIBRARIES = {
+    "DartsNetwork": "darts.found",
     "InvertedResidualVariant": "mobilenetv2",
     "MobileNetV2": "mobilenetv2",
     "SSDLite": "detection.ssdlite",
+    "Supernet": "darts.supernet",
     "timm_model": "libraries",
     "torchvision_model": "libraries",
 }

@@ -134,35 +134,41 @@ def _unchanged(input: Tensor) -> Tensor:  # nn.BatchNorm2d's name
 
 
 def count_params(network: nn.Module) -> int:
-    """Number of parameters, trainable or not; buffers such as running means are not counted."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    """Number of parameters, trainable or not; buffers such as running means are not counted.
+
+    An `auxiliary_head` is not counted either: only training has it.
+    """
+    total = sum(parameter.numel() for parameter in network.parameters())
+    head = getattr(network, "auxiliary_head", None)
+    return total if head is None else total - count_params(head)
 
 
 def _stages(
     network: nn.Module, shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, list[str]]]:
-    """Yield (label, module names): runs of equal output shape in `features`, then the rest."""
+    """Yield (label, module names): runs of equal output shape in lists of blocks, and the rest.
+
+    Lists are `features` and what is a `ModuleList`, if each of their blocks was called: some
+    networks take `features` apart in their own way.
+    """
     for child, module in network.named_children():
-        if child not in shapes:
-            continue
-        if child != "features" or not isinstance(module, nn.Sequential) or not _ran(module, shapes):
-            if count_params(module):
+        blocks = [f"{child}.{index}" for index in range(sum(1 for _ in module.children()))]
+        listed = isinstance(module, nn.ModuleList) or (
+            child == "features" and isinstance(module, nn.Sequential) and child in shapes
+        )
+        if not blocks or not listed or not all(block in shapes for block in blocks):
+            if child in shapes and count_params(module):
                 yield child, [child]
             continue
         run: list[int] = []
-        for index in range(len(module)):
-            if run and shapes[f"features.{index}"] != shapes[f"features.{run[-1]}"]:
-                yield _feature_run(run)
+        for index, block in enumerate(blocks):
+            if run and shapes[block] != shapes[blocks[run[-1]]]:
+                yield _run_of(child, run)
                 run = []
             run.append(index)
-        yield _feature_run(run)
+        yield _run_of(child, run)
 
 
-def _ran(features: nn.Sequential, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether each block was called: some networks take `features` apart in their own way."""
-    return all(f"features.{index}" in shapes for index in range(len(features)))
-
-
-def _feature_run(run: list[int]) -> tuple[str, list[str]]:
-    label = f"features {run[0]}" if len(run) == 1 else f"features {run[0]}-{run[-1]}"
-    return label, [f"features.{index}" for index in run]
+def _run_of(child: str, run: list[int]) -> tuple[str, list[str]]:
+    label = f"{child} {run[0]}" if len(run) == 1 else f"{child} {run[0]}-{run[-1]}"
+    return label, [f"{child}.{index}" for index in run]

@@ -1,0 +1,1 @@
+"""DARTS on CIFAR-10: the supernet that is searched, and networks of the cells that were found."""
