@@ -1,6 +1,6 @@
 """Run a training or the toy loop in a process that kills itself with SIGKILL at a chosen place.
 
-    python kill_at.py PLACE COUNT train|detect|toy [its arguments]
+    python kill_at.py PLACE COUNT train|detect|search|toy [its arguments]
 
 PLACE is a key of `PLACES`; the process dies when it comes there for the COUNT-th time. In a job
 of several only rank KILL_RANK (default 0) dies, and only in the first of torchrun's attempts.
@@ -30,7 +30,8 @@ from mobilenext.training.step import Update
 from tests import toy_loop
 from tests.commands import REPO
 
-LOOPS = {"train": "train.py", "detect": "scripts/detect.py", "toy": "tests/toy_loop.py"}
+LOOPS = {"train": "train.py", "detect": "scripts/detect.py", "search": "scripts/search.py",
+         "toy": "tests/toy_loop.py"}  # fmt: skip
 SEED = int(os.environ.get("MOBILENEXT_KILL_SEED", "0"))
 
 PLACES: dict[str, tuple[Any, str]] = {

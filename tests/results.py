@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mobilenext.files import write_whole
+from mobilenext.genotype import SPACES, Genotype, edges_of
 from mobilenext.tables.confusion import matrix_files
 
 CONFIG: dict[str, Any] = {
@@ -119,13 +120,7 @@ def fake_result(
         "versions": {"python": "3.11.7", "torch": "2.14.1"},
         "config": config,
     }  # fmt: skip
-    for key, value in changes.items():
-        *places, last = key.split("__")
-        holder = result
-        for place in places:
-            holder = holder[place]
-        holder[last] = value
-    return result
+    return _changed(result, changes)
 
 
 def small_result(**changes: Any) -> dict[str, Any]:
@@ -142,6 +137,80 @@ def small_result(**changes: Any) -> dict[str, Any]:
             **changes,
         }
     )
+
+
+def fake_search(
+    genotype: Genotype, seed: int = 0, space: str = "darts_sandglass", **changes: Any
+) -> dict[str, Any]:
+    """What result.json of a search would say that found a genotype.
+
+    Args:
+        genotype: What it found.
+        seed: The search's.
+        space: Its search space.
+        **changes: Entries of the result, or of its config as for `fake_result`.
+    """
+    operators = [*SPACES.get(space, SPACES["darts"])]
+    edges = len(edges_of(genotype.nodes))
+    weak = 0.5 / (len(operators) - 1)
+    alphas = [[[weak] * (len(operators) - 1) + [0.5]] * edges] * 2
+    small = {"config__data__name": "cifar10", "config__data__image_size": 32,
+             "config__data__eval_size": 32, "config__epochs": 50, "config__model__name": "supernet",
+             "config__model__network": {"_target_": "mobilenext.models.Supernet"}}  # fmt: skip
+    result = fake_result("supernet", seed=seed, top1=80.0, **small)
+    result |= {
+        "kind": "search", "data": "cifar10", "image_size": 32, "epochs": 50,
+        "num_params": 2_000_000, "count": 25_000, "space": space, "order": "second",
+        "genotype": genotype.to_plain(), "found_params": genotype.count_params(),
+        "skips": genotype.skips, "entropy": 0.75, "operators": operators,
+        "architecture": [
+            {"epoch": n, "genotype": genotype.to_plain(), "skips": n, "entropy": 1 - n / 10,
+             "found_params": genotype.count_params(), "alphas": alphas}
+            for n in (1, 2, 3)
+        ],
+    }  # fmt: skip
+    result["config"] |= {"space": {"name": space}, "order": "second", "partial_channels": 1,
+                         "edge_weights": False, "auxiliary_skip": False, "max_skips": None,
+                         "channels": 16, "cells": 8, "stem_stride": 1}  # fmt: skip
+    return _changed(result, changes)
+
+
+def fake_cell(
+    genotype: Genotype, typed: str, seed: int = 0, top1: float = 97.0, **changes: Any
+) -> dict[str, Any]:
+    """What result.json would say of a network of cells, trained on CIFAR-10 as DARTS does it.
+
+    Args:
+        genotype: Of its cells.
+        typed: What `genotype=` said.
+        seed: The run's.
+        top1: Of the last epoch, in per cent.
+        **changes: Entries of the result, or of its config as for `fake_result`.
+    """
+    network = {"_target_": "mobilenext.models.DartsNetwork", "genotype": genotype.to_plain(),
+               "channels": 36, "cells": 20, "auxiliary": True, "drop_path": 0.2,
+               "stem_stride": 1, "width_mult": 1.0, "identity_tensor_multiplier": 1.0}  # fmt: skip
+    result = fake_result(
+        "darts", seed=seed, top1=top1, config__data__name="cifar10", config__data__image_size=32,
+        config__data__eval_size=32, config__epochs=600, config__model__network=network,
+        config__genotype=typed,
+    )  # fmt: skip
+    result |= {
+        "kind": "training", "data": "cifar10", "image_size": 32, "epochs": 600, "count": 10_000,
+        "num_params": genotype.count_params(), "madds": 500_000_000, "images_seen": 600 * 49_920,
+        "unreadable_images": {"train": 0, "val": 0},
+    }  # fmt: skip
+    return _changed(result, changes)
+
+
+def _changed(result: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        *places, last = key.split("__")
+        holder = result
+        for place in places:
+            holder = holder[place]
+        holder[last] = value
+    return result
 
 
 def write_results(folder: Path, *results: dict[str, Any]) -> Path:

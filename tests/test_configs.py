@@ -20,6 +20,7 @@ from mobilenext.assembly.trained import evaluation_data
 from mobilenext.config import (
     DataConfig,
     DetectConfig,
+    SearchConfig,
     TrainConfig,
     fingerprint,
     from_plain,
@@ -65,17 +66,29 @@ OF_DETECTION = {
 """Choices of detectors' configs; the others are of classifiers'."""
 
 
+OF_SEARCH = {
+    "model": ("supernet",),
+    "experiment": ("darts_digits", "darts_mini", "darts_table"),
+    "space": ("darts", "darts_inverted_residual", "darts_sandglass"),
+    "architecture": ("adam_darts",),
+}
+"""Choices of searches' configs."""
+TRAINS_CELLS = ("darts_mini_train", "darts_train")
+
+
 def job_of(group: str, choice: str) -> str:
+    if choice in OF_SEARCH.get(group, ()):
+        return "search"
     return "detect" if choice in OF_DETECTION.get(group, ()) else "train"
 
 
 GROUPS = ["model", "data", "augment", "optimizer", "schedule", "runtime", "experiment", "ssdlite",
-          "detector"]  # fmt: skip
+          "detector", "space", "architecture"]  # fmt: skip
 NEEDS_OPTUNA = pytest.mark.skipif(
     importlib.util.find_spec("optuna") is None, reason="needs the extra optuna"
 )
 ALL = [
-    pytest.param(group, choice, marks=[NEEDS_OPTUNA] if choice == "search" else [])
+    pytest.param(group, choice, marks=[NEEDS_OPTUNA] if choice == "tune_recipe" else [])
     for group in GROUPS
     for choice in choices(group)
 ]
@@ -109,10 +122,14 @@ def test_tests_have_the_configs_that_hydra_composes(overrides: tuple[str, ...]) 
 def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
     job = job_of(group, choice)
     chosen = with_name(choice) if group == "model" else [f"{group}={choice}"]
+    if group == "architecture":
+        chosen = [f"architecture@architecture_optimizer={choice}"]
     if choice == "ssdlite_voc_mini":  # a frozen backbone
         chosen.append("init_from=/w.pt")
     config = composed(*chosen, job=job)
-    assert isinstance(config, TrainConfig if job == "train" else DetectConfig)
+    assert isinstance(
+        config, {"train": TrainConfig, "detect": DetectConfig, "search": SearchConfig}[job]
+    )
     network = build(config.model.network, num_classes=10)
     if isinstance(config, DetectConfig):
         size = config.data.image_size
@@ -147,7 +164,7 @@ NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
 """Models that have no identity tensor multiplier, and say so."""
 
 
-@pytest.mark.parametrize("model", sorted(set(choices("model")) - set(NEEDS_NAME)))
+@pytest.mark.parametrize("model", sorted({*choices("model")} - {*NEEDS_NAME, "supernet"}))
 def test_the_width_reaches_the_network(model: str) -> None:
     config = composed(f"model={model}", "width=0.6", "data=synthetic")
     network = build(config.model.network, num_classes=1000)
@@ -238,9 +255,11 @@ TABLES = {
 )
 def test_experiments_take_either_model_and_any_width(model: str, width: float) -> None:
     for experiment in {*choices("experiment")} - {
-        "search",
+        "tune_recipe",
         "finetune",
         *OF_DETECTION["experiment"],
+        *OF_SEARCH["experiment"],
+        *TRAINS_CELLS,
     }:
         config = composed(f"experiment={experiment}", f"model={model}", f"width={width}")
         recipe = TABLES.get(experiment, experiment)

@@ -38,7 +38,7 @@ def fingerprints(variants: Sequence[tuple[str, ...]] = VARIANTS) -> dict[str, st
     """Fingerprints of every experiment, of every choice of each group, and of other jobs."""
     found = {}
     for experiment in choices("experiment"):
-        if experiment == "search":
+        if experiment == "tune_recipe":
             continue  # needs the extra optuna
         job = job_of("experiment", experiment)
         for more in variants:

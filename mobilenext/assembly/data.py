@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from mobilenext.config import DataConfig, LoopConfig, TrainConfig, to_plain
+from mobilenext.config import DataConfig, LoopConfig, SearchConfig, TrainConfig, to_plain
 from mobilenext.data import (
     Augment,
     DeviceBatches,
@@ -13,6 +13,7 @@ from mobilenext.data import (
     Mixing,
     eval_loader,
     eval_transform,
+    halves,
     train_loader,
     train_transform,
 )
@@ -39,8 +40,23 @@ def class_loaders(config: TrainConfig, images: ImageData, process: Process) -> I
         yield Loaders(train, val)
 
 
-def training_loader(config: TrainConfig, images: ImageData, process: Process) -> Loader:
+ON_DEVICE = ("mixup", "cutmix", "cutout")
+"""Entries of `augment` that are done with batches on the device."""
+
+
+def training_loader(
+    config: TrainConfig | SearchConfig,
+    images: ImageData,
+    process: Process,
+    paired_share: float | None = None,
+) -> Loader:
     """Augmented batches of this process.
+
+    Args:
+        config: The run's config.
+        images: Its data.
+        process: This process.
+        paired_share: See `train_loader`.
 
     Raises:
         InputError: The batch can't be shared by the processes or split into micro-batches, or the
@@ -48,12 +64,13 @@ def training_loader(config: TrainConfig, images: ImageData, process: Process) ->
     """
     data = config.data
     augment = to_plain(config.augment)
-    on_host = {key: value for key, value in augment.items() if key not in ("mixup", "cutmix")}
+    on_host = {key: value for key, value in augment.items() if key not in ON_DEVICE}
     loader = train_loader(
         images.train,
         train_transform(data.image_size, mean=data.mean, **on_host),
         seed=config.seed,
         global_batch_size=data.global_batch_size,
+        paired_share=paired_share,
         **loading(data, process),
     )
     share = data.global_batch_size // process.world_size
@@ -101,6 +118,27 @@ def even_micro_batch(share: int, most: int) -> int:
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
 
+@contextmanager
+def search_loaders(config: SearchConfig, images: ImageData, process: Process) -> Iterator[Loaders]:
+    """Pairs of training images, and those that the weights don't learn from, for evaluation.
+
+    The validation split is not touched: the alphas must not have seen what found networks are
+    judged by.
+
+    Raises:
+        InputError: As `class_loaders`, or a part of the images is smaller than a batch.
+    """
+    data = config.data
+    with closing(training_loader(config, images, process, config.train_share)) as train:
+        _, held_out = halves(len(images.train), config.seed, config.train_share)
+        val = eval_loader(
+            images.train, evaluation_transform(data), batch_size=data.eval_batch_size,
+            places=held_out, **loading(data, process),
+        )  # fmt: skip
+        with closing(val):
+            yield Loaders(train, val)
+
+
 def validation_loader(data: DataConfig, images: ImageData, process: Process) -> Loader:
     """This process's share of the validation split, transformed as the config says."""
     return eval_loader(
@@ -142,15 +180,24 @@ def device_batches(data: DataConfig, process: Process, channels_last: bool) -> D
     return DeviceBatches(data.mean, data.std, process.device, channels_last)
 
 
-def device_augment(config: TrainConfig, process: Process) -> Augment:
-    """Colour jitter and erasing of training images, batch by batch on the device."""
+def device_augment(
+    config: TrainConfig | SearchConfig, process: Process, images_of_one: int = 1
+) -> Augment:
+    """Colour jitter, erasing and cutout of training images, batch by batch on the device.
+
+    Args:
+        config: The run's config.
+        process: This process.
+        images_of_one: Images in a batch for each of `data.global_batch_size`; 2 for pairs.
+    """
     return Augment(
         config.augment.color_jitter,
         config.augment.erasing,
         config.seed,
-        config.data.global_batch_size,
+        images_of_one * config.data.global_batch_size,
         process.rank,
         process.world_size,
+        config.augment.cutout,
     )
 
 

@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.assembly.data import even_micro_batch
-from mobilenext.config import LoopConfig, TrainConfig, to_plain
+from mobilenext.config import LoopConfig, SearchConfig, TrainConfig, to_plain
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, labels_checksum
 from mobilenext.errors import InputError, first_line
-from mobilenext.metrics.classification import check_logits
+from mobilenext.metrics.classification import both_logits, check_logits
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.models.weights import classifier_modules
 from mobilenext.optim import weight_decay_groups
@@ -29,7 +29,7 @@ from mobilenext.training.step import Update
 
 
 def new_network(
-    config: TrainConfig, num_classes: int, process: Process
+    config: TrainConfig | SearchConfig, num_classes: int, process: Process
 ) -> tuple[nn.Module, Complexity]:
     """The network with its random weights on its device, and what it costs."""
     seed_devices("init", config.seed)
@@ -116,7 +116,7 @@ def new_update(
     )
 
 
-def described(config: TrainConfig, images: ImageData) -> dict[str, Any]:
+def described(config: TrainConfig | SearchConfig, images: ImageData) -> dict[str, Any]:
     """Description of a network and its training data, for checkpoints."""
     return {
         "model": {**to_plain(config.model), "num_classes": len(images.classes)},
@@ -204,9 +204,10 @@ def try_step(
 
     def attempt(images: Tensor) -> Tensor:
         with precision.autocast():
-            logits = network(images)
-        check_logits(logits, (len(images), classes))
-        return logits.float().sum()
+            outputs = both_logits(network(images))
+        for logits in outputs:
+            check_logits(logits, (len(images), classes))
+        return sum((logits.float().sum() for logits in outputs), torch.zeros(()))
 
     train_mode(network, config.freeze_backbone)
     return tried(config, network, attempt, process)
@@ -298,11 +299,19 @@ def refused(config: LoopConfig, when: str, shape: tuple[int, ...], error: Except
     )
 
 
-def train_mode(network: nn.Module, frozen_backbone: bool) -> None:
+def train_mode(network: nn.Module, frozen_backbone: bool, progress: float = 0.0) -> None:
     """Put a network into training mode, all but frozen layers.
 
     The running statistics of these would follow the images.
+
+    Args:
+        network: The bare network; one with `set_progress` is told how far the training is.
+        frozen_backbone: Whether all but the classifier is frozen.
+        progress: Share of the run's epochs that are done.
     """
+    set_progress = getattr(network, "set_progress", None)
+    if set_progress is not None:
+        set_progress(progress)
     network.train(not frozen_backbone)
     for module in classifier_modules(network):
         module.train()

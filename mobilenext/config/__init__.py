@@ -28,6 +28,7 @@ from mobilenext.config.schemas import (
     to_yaml,
     typed,
 )
+from mobilenext.config.search import SearchConfig, SpaceConfig
 from mobilenext.config.training import LoopConfig, TrainConfig
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "LoopConfig",
     "ModelConfig",
     "RuntimeConfig",
+    "SearchConfig",
+    "SpaceConfig",
     "TrainConfig",
     "fingerprint",
     "from_plain",

@@ -138,6 +138,8 @@ class AugmentConfig:
     pad_crop: int | None = added_later(None)
     """In place of the random resized crop, the whole image shifted by up to this many pixels on
     each axis, over black; null: random resized crops."""
+    cutout: int | None = added_later(None)
+    """Side of a square of each image that gets the mean colour, in pixels; null: none."""
     mixup: float = 0.0
     """Alpha of mixup; 0 turns it off."""
     cutmix: float = 0.0
@@ -157,6 +159,8 @@ class AugmentConfig:
             check(0 <= getattr(self, key) <= 1, f"augment.{key}", "in [0, 1]", getattr(self, key))
         shift = self.pad_crop
         check(shift is None or 0 <= shift <= 512, "augment.pad_crop", "null, or 0 to 512", shift)
+        side = self.cutout
+        check(side is None or 1 <= side <= 2048, "augment.cutout", "null, or 1 to 2048", side)
         for key in ("mixup", "cutmix"):
             check(getattr(self, key) >= 0, f"augment.{key}", "0 or more", getattr(self, key))
         jitter = self.color_jitter

@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from mobilenext.config.fields import parse_numbers
 from mobilenext.config.run import with_newest_run
 from mobilenext.errors import InputError, UserError
+from mobilenext.genotype import genotype_named
 from mobilenext.plain import check_plain
 
 
@@ -22,7 +23,7 @@ def schema_name(schema: type) -> str:
 
 
 def register(schema: type) -> None:
-    """Give Hydra a job's dataclass, and OmegaConf the meaning of `${number:1/6}`.
+    """Give Hydra a job's dataclass, and OmegaConf the meaning of `${number:1/6}` and the like.
 
     Dataclasses that it extends are registered as well, since its YAML extends theirs.
     """
@@ -30,6 +31,15 @@ def register(schema: type) -> None:
         if dataclasses.is_dataclass(one):
             ConfigStore.instance().store(name=schema_name(one), node=_schema_node(one))
     OmegaConf.register_new_resolver("number", parse_numbers, replace=True)
+    OmegaConf.register_new_resolver("genotype", _genotype, replace=True)
+
+
+def _genotype(text: Any) -> dict[str, Any]:
+    """What a genotype's name or file says, so that a config does not depend on the file."""
+    plain = OmegaConf.to_container(text) if isinstance(text, DictConfig) else text
+    if isinstance(plain, str):
+        plain = with_newest_run(plain)
+    return genotype_named(plain).to_plain()
 
 
 def _schema_node(schema: type) -> DictConfig:

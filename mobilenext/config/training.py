@@ -125,10 +125,20 @@ class TrainConfig(LoopConfig):
     layer_decay: float | None = added_later(None)
     """Learning rate of each group of layers over that of the next one, from the classifier down; in
     (0, 1]; null: all learn at the same rate."""
+    genotype: str = machine_only("darts_v2")
+    """Cells of model=darts: darts_v2, darts_v2_sandglass3, random:SEED, random:SEED:SPACE:2.45M, or
+    a genotype.yaml of scripts/search.py. The network's own entry has what it says."""
+    auxiliary_weight: float = added_later(0.4)
+    """Factor of the loss of a network's auxiliary head, where it has one."""
     augment: AugmentConfig = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
         smoothing, layers = self.label_smoothing, self.layer_decay
         check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
+        genotype = self.genotype
+        check("genotype" in self.model.network or genotype == "darts_v2", "genotype",
+              f"model=darts beside it; model={self.model.name} has no cells", genotype)  # fmt: skip
+        auxiliary = self.auxiliary_weight
+        check(auxiliary >= 0, "auxiliary_weight", "0 or more", auxiliary)
         check(layers is None or 0 < layers <= 1, "layer_decay", "null or in (0, 1]", layers)

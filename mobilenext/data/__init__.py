@@ -19,7 +19,13 @@ from mobilenext.data.device import (
     box_texts,
     target_texts,
 )
-from mobilenext.data.loader import Loader, eval_loader, evaluated_indices, train_loader
+from mobilenext.data.loader import (
+    Loader,
+    eval_loader,
+    evaluated_indices,
+    halves,
+    train_loader,
+)
 from mobilenext.data.sources import ImageData, labels_checksum, relative_name
 from mobilenext.data.transforms import eval_transform, train_transform
 from mobilenext.data.voc import voc
@@ -42,6 +48,7 @@ __all__ = [
     "eval_loader",
     "eval_transform",
     "evaluated_indices",
+    "halves",
     "image_folder",
     "imagenet",
     "imagenette",

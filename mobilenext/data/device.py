@@ -123,6 +123,8 @@ class Augment:
         global_batch_size: Images of all ranks.
         rank: This process.
         world_size: Number of processes.
+        cutout: Side of a square of each image that gets the mean colour, in pixels; its centre may
+            be any pixel, and what lies beyond the image is cut off (arXiv 1708.04552). None: none.
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class Augment:
         global_batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        cutout: int | None = None,
     ) -> None:
         self.strengths, self.erasing, self.seed = tuple(color_jitter), erasing, seed
+        self.cutout = cutout
         self.global_batch_size = global_batch_size
         share = global_batch_size // world_size
         self.mine = slice(rank * share, (rank + 1) * share)
@@ -166,6 +170,8 @@ class Augment:
 
     def erased(self, images: Tensor) -> Tensor:
         """Normalised images (N, H, W, 3); 0 is their mean colour."""
+        if self.cutout is not None:
+            images = self._cut_out(images, self.cutout)
         if self.erasing == 0:
             return images
         tries = 10
@@ -186,6 +192,16 @@ class Augment:
         in_rows = (rows >= top) & (rows < top + h) & erase
         in_columns = (columns >= left) & (columns < left + w)
         return images.masked_fill_((in_rows[:, :, None] & in_columns[:, None])[..., None], 0)
+
+    def _cut_out(self, images: Tensor, side: int) -> Tensor:
+        height, width = images.shape[1:3]
+        draws = self._draws("cutout", 2, images.device)
+        inside = []
+        for axis, size in enumerate((height, width)):
+            first = (draws[:, axis : axis + 1] * size).floor() - side // 2
+            places = torch.arange(size, device=images.device)
+            inside.append((places >= first) & (places < first + side))
+        return images.masked_fill_((inside[0][:, :, None] & inside[1][:, None])[..., None], 0)
 
     def _draws(self, purpose: str, count: int, device: torch.device) -> Tensor:
         """This rank's uniform numbers in [0, 1), (N, count)."""

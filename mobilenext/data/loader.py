@@ -100,6 +100,7 @@ def train_loader(
     max_bad_share: float = 1.0,
     decoder: str = "auto",
     device: torch.device | None = None,
+    paired_share: float | None = None,
 ) -> Loader:
     """Shuffled, augmented batches; the incomplete last batch of an epoch is left out.
 
@@ -117,6 +118,9 @@ def train_loader(
         max_bad_share: With `skip`: share of the split that may be unreadable.
         decoder: A name of `mobilenext.data.decoders`.
         device: The network's device, for decoders that decode there.
+        paired_share: If given: batches of pairs, an image of one part of the split followed by one
+            of the other, so twice as many images; the first part has this share of the split. An
+            epoch goes through the first part, and through the other one as often as it takes.
 
     Raises:
         InputError: The ranks can't share the batch, the split is smaller than one batch, or the
@@ -136,8 +140,12 @@ def train_loader(
             f"data.global_batch_size={global_batch_size} is more than the {len(images)} training "
             "images: lower it"
         )
+    pairs = None
+    if paired_share is not None:
+        pairs = _PairedIndices(len(images), seed, global_batch_size, rank, world_size, paired_share)
     if isinstance(images, SyntheticImages):
-        return _ReadyBatch(images, transform, global_batch_size, rank, world_size, pin_memory)
+        size = global_batch_size if pairs is None else 2 * global_batch_size
+        return _ReadyBatch(images, transform, size, rank, world_size, pin_memory)
     on_host = {"randaugment": transform.finish, "pad_crop": transform.fill}
     for key, wanted in on_host.items():
         if wanted is not None and decoder in DECODERS and DECODERS[decoder].on_device:
@@ -145,7 +153,8 @@ def train_loader(
                 f"data.decoder={decoder} leaves no pixels on the host for augment.{key}: use "
                 f"another decoder, or augment.{key}=null"
             )
-    indices = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size)
+    shuffled = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size)
+    indices = shuffled if pairs is None else pairs
     policy = "substitute" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
     maker = BatchMaker(images, transform, opened, seed, policy, workers)
@@ -166,6 +175,7 @@ def eval_loader(
     decoder: str = "auto",
     device: torch.device | None = None,
     whole_batches: bool = False,
+    places: np.ndarray | None = None,
 ) -> Loader:
     """Every image once: rank r takes images r, r + world_size, ... without padding.
 
@@ -188,11 +198,12 @@ def eval_loader(
         whole_batches: Share by whole batches of consecutive images instead: rank r takes batches
             r, r + world_size, ... An image then meets the same batch for any number of processes,
             so that its outputs are the same bits.
+        places: Indices of the images, if not all of the split are evaluated; int64 (N,).
     """
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
-    shard = _shard(len(images), rank, world_size)
-    indices = _ShardIndices(shard, batch_size)
+    shard = _shard(len(images) if places is None else len(places), rank, world_size)
+    indices = _ShardIndices(shard if places is None else places[shard], batch_size)
     if whole_batches:
         indices = _BatchIndices(len(images), batch_size, rank, world_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
@@ -244,6 +255,63 @@ class _ShuffledIndices:
         for batch in range(first_batch, len(self)):
             start = batch * self.global_batch_size + self.offset
             yield order[start : start + self.batch_size]
+
+
+def halves(length: int, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two parts of a split, a function of its length and the seed: sorted indices, int64.
+
+    Args:
+        length: Images of the split.
+        seed: The run's seed.
+        share: That of the first part.
+    """
+    order = torch.randperm(length, generator=generator("halves", seed)).numpy()
+    first = round(length * share)
+    return np.sort(order[:first]), np.sort(order[first:])
+
+
+class _PairedIndices:
+    """A rank's indices of batches of pairs: images of one part at even places, of the other at odd.
+
+    Neighbours stay together for any number of ranks, so that all batches do.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        share: float,
+    ) -> None:
+        self.parts, self.seed = halves(length, seed, share), seed
+        self.global_batch_size = global_batch_size
+        self.share = global_batch_size // world_size
+        self.batch_size, self.offset = 2 * self.share, rank * self.share
+        first, other = map(len, self.parts)
+        if min(first, other) < global_batch_size:
+            raise InputError(
+                f"train_share={share:g} leaves {first:,} of {length:,} training images to the "
+                f"weights and {other:,} to the alphas, and a batch has {global_batch_size}: "
+                "expected at least as many of each; choose a share nearer to 0.5, or lower "
+                "data.global_batch_size"
+            )
+
+    def __len__(self) -> int:
+        return len(self.parts[0]) // self.global_batch_size
+
+    def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
+        """Indices of the images of each batch from `first_batch` on."""
+        orders = [
+            part[torch.randperm(len(part), generator=generator(purpose, self.seed, epoch)).numpy()]
+            for part, purpose in zip(self.parts, ("order", "order-other"), strict=True)
+        ]
+        for batch in range(first_batch, len(self)):
+            start = batch * self.global_batch_size + self.offset
+            places = np.arange(start, start + self.share)
+            pairs = [order[places % len(order)] for order in orders]
+            yield np.stack(pairs, 1).reshape(-1)
 
 
 class _ShardIndices:
@@ -423,7 +491,7 @@ class _ImageLoader:
     def __init__(
         self,
         maker: BatchMaker,
-        indices: "_ShuffledIndices | _ShardIndices | _BatchIndices",
+        indices: "_ShuffledIndices | _PairedIndices | _ShardIndices | _BatchIndices",
         workers: int,
         pin_memory: bool,
         max_bad_share: float,

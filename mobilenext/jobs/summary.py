@@ -25,6 +25,8 @@ class SummaryConfig:
     """Height and width in pixels."""
     strides: list[int] = MISSING
     """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
+    genotype: str = "darts_v2"
+    """Cells of model=darts; see `train.py --help`."""
     model: ModelConfig = MISSING
 
     def __post_init__(self) -> None:

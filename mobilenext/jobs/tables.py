@@ -21,7 +21,15 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
-from mobilenext.tables.results import DETECTION, LATENCY, MEASURED, QUANTIZED, other_results
+from mobilenext.tables.results import (
+    DETECTION,
+    LATENCY,
+    MEASURED,
+    QUANTIZED,
+    SEARCH,
+    other_results,
+)
+from mobilenext.tables.searched import left_out
 from mobilenext.training.progress import say
 
 
@@ -69,22 +77,21 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
             a file can't be written.
     """
     paths = [Path(path) for path in config.runs]
-    quantized, timed, detected = (
-        other_results(paths or [MEASURED], kind) for kind in (QUANTIZED, LATENCY, DETECTION)
-    )
-    results = read_results(paths or [MEASURED], bool(quantized or timed or detected))
+    kinds = (QUANTIZED, LATENCY, DETECTION, SEARCH)
+    others = [other_results(paths or [MEASURED], kind) for kind in kinds]
+    results = read_results(paths or [MEASURED], any(others))
     networks = [counted(model) for model in config.models.values()]
-    built = tables_of(
-        results, networks, [*quantized.values()], [*timed.values()], [*detected.values()]
-    )
+    built = tables_of(results, networks, *([*found.values()] for found in others))
     everything = config.paper or not paths
     shown = [table for table in built if table.measured or everything]
     say("\n\n".join(to_markdown(table) for table in shown).rstrip(), process)
-    left_out = [table.name for table in built if table not in shown]
-    if left_out:
+    for line in left_out(others[-1], results):
+        say(f"\n{line}", process)
+    not_shown = [table.name for table in built if table not in shown]
+    if not_shown:
         say(
             "\nNot printed, as none of these runs stands in them (paper=true prints them too): "
-            f"{', '.join(left_out)}",
+            f"{', '.join(not_shown)}",
             process,
         )
     if config.output is not None:

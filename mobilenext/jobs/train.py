@@ -84,7 +84,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
         kept = try_step(config, network, len(images.classes), precision, process)
         tight = memory_note(config, kept, process)
         update = new_update(network, optimizer, precision, config, process)
-        loss = SmoothedCrossEntropy(config.label_smoothing)
+        loss = SmoothedCrossEntropy(config.label_smoothing, config.auxiliary_weight)
 
         # ---- the run; nothing has been written so far ----
         meter = TrainMeter(process, update.skips_nonfinite, precision.scaler.is_enabled())
@@ -98,7 +98,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             return run.earlier
         say(_start_lines(config, run, cost, images, precision, tight), process)
         for epoch in run.epochs():
-            train_mode(network, config.freeze_backbone)
+            train_mode(network, config.freeze_backbone, epoch / config.epochs)
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_labels = step.batch
                 inputs, labels = to_device(pixels, host_labels, augment.at(epoch, step.index))

@@ -90,12 +90,16 @@ def score(
 class SmoothedCrossEntropy:
     """The loss of classification training, and how many images are classified as their label.
 
+    A network may return a pair in training, logits and those of an auxiliary head, whose loss is
+    added.
+
     Args:
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        auxiliary_weight: Factor of an auxiliary head's loss.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, label_smoothing: float = 0.0, auxiliary_weight: float = 0.0) -> None:
+        self.label_smoothing, self.auxiliary_weight = label_smoothing, auxiliary_weight
 
     def __call__(
         self, network: nn.Module, images: Tensor, targets: Tensor, labels: Tensor
@@ -108,9 +112,20 @@ class SmoothedCrossEntropy:
             targets: Class indices (N,), or probabilities (N, num_classes) of mixed images.
             labels: Class indices (N,) that count as correct.
         """
-        logits = network(images).float()
+        main, *others = both_logits(network(images))
+        logits = main.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        for other in others:
+            auxiliary = F.cross_entropy(
+                other.float(), targets, label_smoothing=self.label_smoothing
+            )
+            loss = loss + self.auxiliary_weight * auxiliary
         return loss, (logits.detach().argmax(1) == labels).sum()
+
+
+def both_logits(output: Any) -> tuple[Any, ...]:
+    """A network's output in training as its logits and, if there are some, auxiliary ones."""
+    return output if isinstance(output, tuple) else (output,)
 
 
 def check_logits(logits: Any, shape: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """What tables of all kinds share: cells, and the footnotes that go with them."""
 
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 
 from mobilenext.tables.paper import PublishedNumber, tag_meanings
@@ -41,14 +42,20 @@ def measured_cells(group: Group | None, published: float | None) -> tuple[str, .
     """
     if group is None:
         return (NOT_MEASURED, "", "", "", "")
-    difference = "" if published is None else _signed(group.mean - published)
+    difference = "" if published is None else signed(group.mean - published)
     mean, *others = accuracy_cells(group)
     return (mean, difference, *others)
 
 
 def mean_and_std(group: Group) -> str:
     """Top-1 in per cent, with the standard deviation if there are several seeds."""
-    return f"{group.mean:.2f}" + ("" if group.std is None else f" ± {group.std:.2f}")
+    return mean_of([result.top1 for result in group.results])
+
+
+def mean_of(values: Sequence[float]) -> str:
+    """A mean, with the sample standard deviation if there are several values."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def cost_cells(params: int, madds: int) -> tuple[str, str]:
@@ -117,7 +124,8 @@ def footnotes(notes: Sequence[str], tags: set[str], *remarks: str) -> tuple[str,
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A number with its sign and two decimals."""
     return f"{value:+.2f}".replace("-", "−")
 
 

@@ -16,6 +16,7 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
 SERIES = 4
@@ -141,15 +142,23 @@ def chart(
 def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
     most, longest = LEGEND_INSIDE
     if len(names) <= most and max(map(len, names)) <= longest:
-        axes.legend(frameon=False, handlelength=3.2, loc="best")
+        _as_written(axes.legend(frameon=False, handlelength=3.2, loc="best"))
         return
     texts = ["\n".join(textwrap.wrap(name, LEGEND_LINE)) for name in names]
     handles, _ = axes.get_legend_handles_labels()
-    figure.legend(handles, texts, frameon=False, handlelength=3.2, fontsize=LEGEND_POINTS,
-                  loc="outside lower left")  # fmt: skip
+    _as_written(
+        figure.legend(handles, texts, frameon=False, handlelength=3.2, fontsize=LEGEND_POINTS,
+                      loc="outside lower left")
+    )  # fmt: skip
     below = "\n".join(texts).count("\n") + 1
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + below * 1.7 * LEGEND_POINTS / 72)
+
+
+def _as_written(legend: Legend) -> None:
+    """Names may come from files: a $ in one is no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _row(series: Series, number: int) -> tuple[str, str]:

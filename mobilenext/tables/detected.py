@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from mobilenext.files import printable
-from mobilenext.tables.cells import NOT_MEASURED, footnotes, published_cell
+from mobilenext.tables.cells import NOT_MEASURED, footnotes, mean_of, published_cell
 from mobilenext.tables.labels import labels
 from mobilenext.tables.paper import published_table
 from mobilenext.tables.render import Table, superscript
@@ -47,9 +47,7 @@ class Detected:
 
     def text(self, key: str) -> str:
         """Mean of an entry in words, with its standard deviation where there are several seeds."""
-        values = [one[key] for one in self.runs]
-        mean = f"{statistics.fmean(values):.2f}"
-        return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+        return mean_of([one[key] for one in self.runs])
 
     @property
     def network(self) -> str:
@@ -238,13 +236,14 @@ def detector_views(
         curves = _curves(_read(file.parent / "precision_recall.json"))
         config = yaml.safe_dump(one["config"], sort_keys=False, allow_unicode=True)
         views.append(
-            DetectorView(title, curves, picture, link(file.parent), _pace(one),
+            DetectorView(title, curves, picture, link(file.parent), pace_of(one),
                          str(one.get("command", "")), config)
         )  # fmt: skip
     return views
 
 
-def _pace(one: dict[str, Any]) -> str:
+def pace_of(one: dict[str, Any]) -> str:
+    """Hardware, images per second and minutes of a training, in words."""
     hardware = one.get("hardware", {})
     device = hardware.get("accelerator") or hardware.get("cpu") or "unknown"
     parts = [f"{hardware.get('processes', 1)} × {printable(str(device))}"]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mobilenext.tables.labels import authors_dropout, labels
-from mobilenext.tables.results import Result, decimal, fraction
+from mobilenext.tables.results import Result, decimal, fraction, genotype_words
 
 MOST = 4
 """More differing entries than this make no label; the six digits of the protocol do."""
@@ -29,13 +29,18 @@ def differing_arguments(result: Result, others: Iterable[Result]) -> list[str]:
 
     Returns:
         The arguments that differ from those of another run; dropout also where it is not the
-        authors'.
+        authors', the genotype of cells in any case.
     """
     own = json.loads(result.arguments)
     shown = {"dropout"} if result.dropout != authors_dropout(result.model) else set()
+    if result.of_cells:
+        shown.add("genotype")
     for other in (json.loads(one.arguments) for one in others):
         shown |= {name for name in own if name not in other or other[name] != own[name]}
-    return [f"{name} {_words(own[name])}" for name in sorted(shown & own.keys())]
+    words = {name: _words(own[name]) for name in sorted(shown & own.keys())}
+    if "genotype" in words:
+        words["genotype"] = genotype_words(own["genotype"], result.values["config"].get("genotype"))
+    return [f"{name} {text}" for name, text in words.items()]
 
 
 def differing_entries(result: Result, others: Iterable[Result]) -> list[str]:
@@ -78,7 +83,9 @@ def run_label(result: Result, results: Iterable[Result], seed: bool = False) -> 
         For instance "MobileNeXt 1.0, identity 1/2, optimizer.lr 0.05, seed 1".
     """
     others = same_network(result, results)
-    parts = [f"{labels().label(result.model)} {decimal(result.width)}"]
+    label = labels().label(result.model)
+    plain = result.of_cells and result.width == 1
+    parts = [label if plain else f"{label} {decimal(result.width)}"]
     if result.identity != 1:
         parts.append(f"identity {fraction(result.identity)}")
     parts += what_differs(result, others)

@@ -26,6 +26,7 @@ from mobilenext.tables.results import (
     protocols_of,
     tasks_of,
 )
+from mobilenext.tables.searched import published_search, search_tables
 
 
 def tables_of(
@@ -34,6 +35,7 @@ def tables_of(
     quantized: Sequence[dict[str, Any]] = (),
     timed: Sequence[dict[str, Any]] = (),
     detected: Sequence[dict[str, Any]] = (),
+    searches: Sequence[dict[str, Any]] = (),
 ) -> list[Table]:
     """All tables: those of the runs' own tasks, then the paper's, measured or not.
 
@@ -48,6 +50,8 @@ def tables_of(
         quantized: Results of `scripts/quantize.py`, which stand behind the runs.
         timed: Results of `scripts/latency.py`, the same.
         detected: Results of `scripts/detect.py`, the same.
+        searches: Results of `scripts/search.py`, the same. With them stand runs of cells, whose
+            genotypes are no rows of the other tables.
 
     Returns:
         Tables with names of their own; `Table.task` and `Table.measured` tell what they hold.
@@ -55,7 +59,8 @@ def tables_of(
     Raises:
         InputError: Two results contradict each other, or a network has no label.
     """
-    groups = group_results(results)
+    cells = [result for result in results if result.of_cells]
+    groups = group_results(result for result in results if not result.of_cells)
     with_paper = [group for group in groups if group.of_the_paper]
     others = [group for group in groups if group not in with_paper]
     published, placed = _published_tables(with_paper, networks)
@@ -67,8 +72,10 @@ def tables_of(
         mine = groups_of_task(task, others)
         for protocol in protocols_of(mine):
             own += own_tables(protocol, groups_of(protocol, mine), part)
-    own += detection_tables(detected) + quantization_tables(quantized) + latency_tables(timed)
-    published += [published_detection(detected), published_quantization(), published_latency()]
+    own += detection_tables(detected) + search_tables(searches, cells)
+    own += quantization_tables(quantized) + latency_tables(timed)
+    published += [published_detection(detected), published_search(searches, cells)]
+    published += [published_quantization(), published_latency()]
     return own + published + ([complexity_table(networks)] if networks else [])
 
 

@@ -4,7 +4,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,19 @@ from mobilenext.tables.results import (
     groups_of_task,
     tasks_of,
 )
+from mobilenext.tables.search_views import (
+    MOST_DRAWN,
+    OPERATOR_COLUMNS,
+    SearchView,
+    search_views,
+)
+from mobilenext.tables.searched import left_out, rows_of, searches_of, trained_cells
 
 FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
 """Colours of the two families; others share the rest."""
 
-TITLES = {"detection": "Detection", "8 bits": "8 bits after training", "latency": "Latency"}
+TITLES = {"detection": "Detection", "search": "Search for cells", "8 bits": "8 bits after training",
+          "latency": "Latency"}  # fmt: skip
 """Of sections that are of no training."""
 
 
@@ -51,6 +59,9 @@ class Section:
     charts: list[Chart]
     bars: Sequence[Bars] = ()
     detectors: Sequence[DetectorView] = ()
+    searches: Sequence[SearchView] = ()
+    remarks: Sequence[str] = ()
+    """On what is not shown."""
 
 
 def render_page(
@@ -61,6 +72,7 @@ def render_page(
     quantized: Sequence[dict[str, Any]] = (),
     timed: Sequence[dict[str, Any]] = (),
     detected: dict[Path, dict[str, Any]] | None = None,
+    searched: dict[Path, dict[str, Any]] | None = None,
 ) -> str:
     """The page: one HTML file that needs no other, runs no script and asks for nothing.
 
@@ -76,13 +88,14 @@ def render_page(
         timed: Results of `scripts/latency.py`.
         detected: Results of `scripts/detect.py` by their files, beside which their curves and
             pictures lie.
+        searched: Results of `scripts/search.py` by their files.
 
     Raises:
         InputError: Two results contradict each other, or a network has no label.
     """
-    groups = group_results(results)
-    detectors = detected or {}
-    tables = tables_of(results, (), quantized, timed, [*detectors.values()])
+    groups = group_results(result for result in results if not result.of_cells)
+    detectors, searches = detected or {}, searched or {}
+    tables = tables_of(results, (), quantized, timed, [*detectors.values()], [*searches.values()])
     own = []
     for number, task in enumerate(tasks_of(groups), 1):
         apart = [group for group in groups_of_task(task, groups) if not group.of_the_paper]
@@ -91,14 +104,18 @@ def render_page(
         own.append(Section(name, task, shown, _own_charts(name, apart)))
     for name, task, bars in (
         ("detection", "detection", []),
+        ("search", "search", []),
         ("int8", "8 bits", error_bars(quantized)),
         ("latency", "latency", latency_bars(timed)),
     ):
         shown = [table for table in tables if table.task == task]
-        views = []
+        section = Section(name, TITLES[task], shown, [], bars)
         if task == "detection":
             views = detector_views(detectors, lambda run: _href(run, folder or Path()))
-        own.append(Section(name, TITLES[task], shown, [], bars, views))
+            section = replace(section, detectors=views)
+        if task == "search":
+            section = _search_section(section, results, searches, folder or Path())
+        own.append(section)
     with_paper = [group for group in groups if group.of_the_paper]
     published = [table for table in tables if table.task is None]
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")
@@ -108,13 +125,52 @@ def render_page(
     template = environment.from_string(text.read_text())
     return template.render(
         title=title,
-        sections=[one for one in own if one.tables or one.charts or one.detectors],
+        sections=[one for one in own if one.tables or one.charts or one.detectors or one.remarks],
         paper=Section("paper", "Beside the paper", published, _paper_charts(with_paper)),
         compared=bool(with_paper),
-        detectors=len(detectors),
+        others=_counted({"detector": len(detectors), "search": len(searches)}),
+        operator_columns=OPERATOR_COLUMNS,
         runs=[_run(result, results, folder or Path()) for result in sorted(results, key=_place)],
         evaluations=evaluations,
     )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    """What a page has beside runs, in words: " and 2 searches"."""
+    return "".join(
+        f" and {count} {word}{'' if count == 1 else 'es' if word.endswith('h') else 's'}"
+        for word, count in counts.items()
+        if count
+    )
+
+
+def _search_section(
+    section: Section,
+    results: Sequence[Result],
+    searches: dict[Path, dict[str, Any]],
+    page: Path,
+) -> Section:
+    """The section of searches with learning curves of trained cells, and with each search."""
+    trained = [result for result in results if result.of_cells]
+    usable = searches_of(searches.values())
+    charts = []
+    for number, (recipe, cells) in enumerate(trained_cells(trained).items(), 1):
+        series: dict[str, list[Series]] = {"top1": [], "loss": []}
+        for place, row in enumerate(rows_of(cells, usable)):
+            label = ", ".join(words for words in (row.space_words, row.words) if words)
+            for key, kind in (("top1", _top1), ("loss", _training_loss)):
+                points = _mean_curve(Group(tuple(row.results)), kind)
+                if len(points) > 1:
+                    colour, dashes = place % SERIES + 1, place // SERIES
+                    series[key].append(Series(label, points, colour, dashes, markers=False))
+        charts += _titled_curves(
+            f"{section.name}-cells-{number}", f" of cells, means of rows: {recipe.task}", series
+        )
+    remarks = left_out(searches, results)
+    if len(usable) > MOST_DRAWN:
+        remarks.append(f"{len(usable) - MOST_DRAWN} more searches stand in the table only.")
+    views = search_views(searches, lambda run: _href(run, page), section.name)
+    return replace(section, charts=charts, searches=views, remarks=remarks)
 
 
 def _place(result: Result) -> tuple[Any, ...]:
@@ -276,12 +332,19 @@ def _curves(name: str, what: str, groups: list[Group], released: list[Series]) -
             points = _mean_curve(group, kind)
             if len(points) > 1:
                 series[key].append(Series(label, points, colour, dashes=dashes, markers=False))
+    if series["top1"]:
+        series["top1"] += released
+    return _titled_curves(name, what, series)
+
+
+def _titled_curves(name: str, what: str, series: dict[str, list[Series]]) -> list[Chart]:
+    """Charts of top-1 and of training loss by epoch; none of what has no lines."""
     charts = []
     if series["top1"]:
         top1 = "top-1 on validation images, %"
         charts.append(
-            chart(f"{name}-top1", f"Learning curves{what}", "epoch", top1,
-                  [*series["top1"], *released], whole_x=True)
+            chart(f"{name}-top1", f"Learning curves{what}", "epoch", top1, series["top1"],
+                  whole_x=True)
         )  # fmt: skip
     if series["loss"]:
         charts.append(

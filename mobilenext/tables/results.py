@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable
+from mobilenext.genotype import named_genotypes
 from mobilenext.tables.labels import DROPOUT, authors_dropout
 
 NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
           "epochs", "count", "seed", "git_commit", "config")  # fmt: skip
 
 NOT_PROTOCOL = {
-    "": ("name", "output_dir", "seed", "width", "identity", "checkpoint", "model"),
+    "": ("name", "output_dir", "seed", "width", "identity", "checkpoint", "model", "genotype"),
     "data": ("root", "root_names_data", "download", "workers", "decoder", "max_bad_share"),
     "data.source": ("root", "download", "pack"),
     "runtime": ("device", "threads", "log_every", "timeout_minutes"),
@@ -28,22 +30,50 @@ where things lie, and how fast they go."""
 MULTIPLIERS = ("width_mult", "identity_tensor_multiplier", "strides")
 """Arguments of networks that tables know apart from the others."""
 
-MIXING = ("mixup", "cutmix", "erasing")
+MIXING = ("mixup", "cutmix", "erasing", "cutout")
 """Entries of a config's `augment` that a recipe is known by if they are not zero."""
 
-ADDED_DEFAULTS = {"init_from": None, "freeze_backbone": False, "layer_decay": None}
+ADDED_DEFAULTS = {
+    "init_from": None,
+    "freeze_backbone": False,
+    "layer_decay": None,
+    "auxiliary_weight": 0.4,
+}
 """Entries that were added later, and the values with which they change nothing: results from before
 and after are of one protocol. `mobilenext.config` marks the same fields as added."""
 ADDED_INSIDE = {
     "data": {"val_folder": None, "val_share": None, "on_bad_box": "drop"},
-    "augment": {"pad_crop": None},
+    "augment": {"pad_crop": None, "cutout": None},
 }
 """The same of groups."""
+
+
+OF_CELLS = "darts"
+"""Name of the network of DARTS' cells: a genotype is no row of tables of networks, and has its own.
+"""
+
+RANDOM_CELL = re.compile(r"random:\d{1,12}(?::[\w.]{1,40}){0,3}", re.ASCII)
+"""What `genotype=` says of a random cell."""
 
 
 def arguments_of(network: dict[str, Any]) -> str:
     """A network's arguments but for its multipliers and strides, as JSON with sorted keys."""
     return json.dumps({k: v for k, v in network.items() if k not in MULTIPLIERS}, sort_keys=True)
+
+
+def genotype_words(plain: Any, typed: Any = None) -> str:
+    """What cells are called: their name, if they have one, or six digits of their genotype.
+
+    Args:
+        plain: The genotype as plain values.
+        typed: What `genotype=` said, if that is known; it names random cells.
+    """
+    for name, genotype in named_genotypes().items():
+        if genotype.to_plain() == plain:
+            return name
+    if isinstance(typed, str) and RANDOM_CELL.fullmatch(typed):
+        return typed
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def images_per_norm(config: dict[str, Any], processes: int | None) -> int | None:
@@ -200,6 +230,11 @@ class Result:
     def model(self) -> str:
         """Name of the network's family."""
         return self.values["model"]
+
+    @property
+    def of_cells(self) -> bool:
+        """Whether its network is one of DARTS' cells, which tables of searches show."""
+        return self.model == OF_CELLS
 
     @property
     def width(self) -> float:
@@ -395,7 +430,7 @@ def measured_results() -> list[Result]:
 
 
 TRAINING, EVALUATION, QUANTIZED, LATENCY = "training", "evaluation", "quantized", "latency"
-DETECTION = "detection"
+DETECTION, SEARCH = "detection", "search"
 NEEDED_BY = {
     EVALUATION: ("checkpoint",),
     QUANTIZED: ("model", "data", "image_size", "float", "rows", "calibration", "files"),
@@ -416,6 +451,19 @@ NEEDED_BY = {
         "ap_voc_11point",
         "ap_voc_area",
         "ap_coco",
+        "config",
+    ),
+    SEARCH: (
+        "data",
+        "image_size",
+        "epochs",
+        "seed",
+        "num_params",
+        "top1",
+        "space",
+        "order",
+        "genotype",
+        "entropy",
         "config",
     ),
 }

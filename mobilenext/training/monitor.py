@@ -160,6 +160,25 @@ class Monitor:
         texts += [f"lr {lr:.3g}", *_pace(means), f"left {self._time_left(step)}"]
         say("  ".join([self._title(epoch), *texts]))
 
+    def report(
+        self, kind: str, row: dict[str, Any], curves: dict[str, float], epoch: int, step: int
+    ) -> None:
+        """Tell what else is known at the end of an epoch.
+
+        Args:
+            kind: Of the row in metrics.jsonl.
+            row: Its entries.
+            curves: Numbers for TensorBoard, by their names.
+            epoch: From 0 on.
+            step: Steps of the run so far.
+        """
+        if self.board is None:
+            return
+        self.folder.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **row})
+        with self.folder.writable():
+            for name, value in curves.items():
+                self.board.add_scalar(name, value, step)
+
     def hyperparameters(
         self,
         chosen: dict[str, float | str],

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -126,13 +125,8 @@ class Run:
             self.stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return self.stack.__exit__(kind, error, trace)
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self.stack.__exit__(*raised)
 
     def _restore(self) -> None:
         found = self.process.on_main(self.checkpoints.load)
@@ -188,6 +182,10 @@ class Run:
     def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
         """Show some of the pictures, uint8 (N, H, W, 3), with their captions in TensorBoard."""
         self.monitor.show(name, pictures, captions, self.state.step)
+
+    def report(self, kind: str, row: dict[str, Any], curves: dict[str, float]) -> None:
+        """Tell metrics.jsonl and TensorBoard what else an evaluation finds; called within it."""
+        self.monitor.report(kind, row, curves, self.state.epoch, self.state.step)
 
     def evaluating(self, batches: Iterable[T]) -> Iterator[T]:
         """Pass the batches of an evaluation on; a terminal shows how far it is."""

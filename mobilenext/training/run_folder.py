@@ -213,6 +213,8 @@ class RunFolder:
         for line in self.metrics.read_text().splitlines():
             row = json.loads(line)
             entry = epochs.setdefault(row["epoch"], {"epoch": row["epoch"]})
+            if "loss" not in row:  # says something else of the epoch
+                continue
             if row["kind"] == "train":
                 entry["lr"] = row["lr"]  # the last one stays
                 continue
@@ -220,6 +222,11 @@ class RunFolder:
             entry["step"] = row["step"]
             entry[kind] = {key: row[key] for key in ("loss", *measure.reported) if key in row}
         return [epochs[number] for number in sorted(epochs)]
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The rows of a kind in metrics.jsonl, in order."""
+        rows = map(json.loads, self.metrics.read_text().splitlines())
+        return [row for row in rows if row["kind"] == kind]
 
     def newest_metrics(self, count: int = 8) -> list[dict[str, Any]]:
         """The last lines of metrics.jsonl, oldest first; read while a run writes them."""

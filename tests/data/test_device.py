@@ -164,6 +164,26 @@ def test_augmentation_is_the_same_for_any_world_size(world_size: int) -> None:
     assert not torch.equal(whole[0], whole[1])
 
 
+def test_cutout_is_a_square_around_any_pixel() -> None:
+    given = Augment((0, 0, 0, 0), 0.0, seed=5, global_batch_size=2000, cutout=6).at(0, 3)
+    cut = given.erased(torch.ones(2000, 12, 10, 3)) == 0
+    assert torch.equal(cut[..., 0], cut[..., 2])
+    rows, columns = cut[..., 0].any(2).sum(1), cut[..., 0].any(1).sum(1)
+    assert torch.equal(cut[..., 0].sum((1, 2)), rows * columns)  # a rectangle
+    # The centre is any pixel: of 12 rows 3 + 2 leave a part of the square outside.
+    assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (3, 6)
+    assert (rows == 6).float().mean() == pytest.approx(7 / 12, abs=0.04)
+    assert (columns == 6).float().mean() == pytest.approx(5 / 10, abs=0.04)
+    halves = [
+        Augment((0, 0, 0, 0), 0.0, 5, 8, rank, 2, cutout=6)
+        .at(0, 3)
+        .erased(torch.ones(4, 12, 10, 3))
+        for rank in (0, 1)
+    ]
+    whole = Augment((0, 0, 0, 0), 0.0, 5, 8, cutout=6).at(0, 3).erased(torch.ones(8, 12, 10, 3))
+    assert torch.equal(torch.cat(halves), whole)
+
+
 def test_augmentation_differs_from_batch_to_batch_and_repeats() -> None:
     pixels, made = pixels_of(), augment((0.4, 0.4, 0.4, 0))
     first = made.jittered(pixels)

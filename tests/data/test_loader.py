@@ -13,6 +13,7 @@ from mobilenext.data import (
     digits,
     eval_loader,
     eval_transform,
+    halves,
     image_folder,
     synthetic,
     train_loader,
@@ -345,3 +346,67 @@ def test_what_can_not_be_opened_or_printed_is_skipped(photo_folder: Path, decode
     assert len(made.unreadable) == 2
     assert "flower/b\\xe4d.jpg: expected an image file" in messages
     assert "flower/pipe.jpg: expected a regular file, got a named pipe" in messages
+
+
+# ---- pairs, for searches ----
+
+
+def pairs(rank: int = 0, world_size: int = 1, batch: int = 96, share: float = 0.5) -> Loader:
+    return train_loader(
+        DIGITS.train, train_transform(16, pad_crop=2), seed=7, global_batch_size=batch, rank=rank,
+        world_size=world_size, paired_share=share,
+    )  # fmt: skip
+
+
+def paired(share: float = 0.5, batch: int = 96) -> list[np.ndarray]:
+    """The images of an epoch's batches."""
+    indices = loading._PairedIndices(len(DIGITS.train), 7, batch, 0, 1, share)
+    return list(indices.batches(0, 0))
+
+
+def test_parts_of_a_split_have_no_image_in_common() -> None:
+    for share, first in ((0.5, 718), (0.25, 359)):
+        parts = halves(1437, 7, share)
+        assert [len(part) for part in parts] == [first, 1437 - first]
+        assert sorted(np.concatenate(parts)) == list(range(1437))
+    assert not np.array_equal(halves(1437, 7, 0.5)[0], halves(1437, 8, 0.5)[0])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.75])
+def test_pairs_are_of_one_part_and_of_the_other(share: float) -> None:
+    first, other = (set(part.tolist()) for part in halves(len(DIGITS.train), 7, share))
+    batches = paired(share)
+    assert len(batches) == len(first) // 96
+    seen = np.concatenate(batches).reshape(-1, 2)
+    assert set(seen[:, 0].tolist()) <= first
+    assert set(seen[:, 1].tolist()) <= other
+    assert len(set(seen[:, 0].tolist())) == len(seen)  # each once
+    _, times = np.unique(seen[:, 1], return_counts=True)
+    assert times.max() - times.min() <= 1  # as often as it takes, in turn
+
+
+def test_pairs_are_the_same_for_any_world_size() -> None:
+    whole = take(pairs(), 2, 3)
+    assert whole[0][0].shape == (192, 16, 16, 3)
+    parts = [take(pairs(rank, 3), 2, 3) for rank in range(3)]
+    for number, batch in enumerate(whole):
+        together = [torch.cat([part[number][side] for part in parts]) for side in (0, 1)]
+        assert_same([batch], [tuple(together)])
+    assert_same(take(pairs(), 2, 1, first_batch=2), whole[2:])
+
+
+def test_parts_smaller_than_a_batch_are_refused() -> None:
+    with pytest.raises(InputError, match=r"train_share=0.95 leaves 1,365 of 1,437 training images"):
+        pairs(share=0.95)
+
+
+def test_evaluation_of_some_places() -> None:
+    places = halves(len(DIGITS.train), 7, 0.9)[1]
+    labels = []
+    for rank in range(2):
+        some = eval_loader(DIGITS.train, eval_transform(16, crop_ratio=1), batch_size=50, rank=rank,
+                           world_size=2, places=places)  # fmt: skip
+        labels.append(torch.cat([batch[1] for batch in some.epoch(0)]))
+    expected = DIGITS.train.targets(places)
+    assert torch.equal(labels[0], expected[0::2])
+    assert torch.equal(labels[1], expected[1::2])

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mobilenext.genotype import random_genotype
 from mobilenext.tables.confusion import MOST_OPACITY
-from tests.results import fake_result, small_result, write_evaluation, write_results
+from tests.results import (
+    fake_cell,
+    fake_result,
+    fake_search,
+    small_result,
+    write_evaluation,
+    write_results,
+)
 
 pytest.importorskip("matplotlib", reason="needs the extra report: matplotlib")
 
@@ -40,6 +48,16 @@ def test_evaluations_are_part_of_the_page_or_all_of_it(run, tmp_path: Path) -> N
     assert "found no result.json of a finished training run" in done.stderr
 
 
+def test_searches_are_part_of_the_page_or_all_of_it(run, tmp_path: Path) -> None:
+    cell = random_genotype(0, "darts_sandglass")
+    odd = fake_search(cell, 1) | {"genotype": 3}
+    alone = write_results(tmp_path / "alone", fake_search(cell), odd)
+    done = run("scripts/report.py", alone)
+    assert "report.html: 0 runs, 2 searches, " in done.stdout
+    assert "result.json: left out: genotype: expected entries" in done.stdout
+    assert "Search for cells" in (tmp_path / "report.html").read_text()
+
+
 def test_no_runs(run, tmp_path: Path) -> None:
     done = run("scripts/report.py", "nowhere", ok=False)
     assert done.returncode == 1
@@ -50,6 +68,9 @@ def test_no_runs(run, tmp_path: Path) -> None:
 PETS = np.array([[8, 2, 0], [0, 0, 0], [1, 3, 4]]), ["cat", "dog", "<script>'"]
 
 
+FOUND = random_genotype(3, "darts_sandglass")
+
+
 def results() -> list[dict[str, Any]]:
     evil = "<script>document.title = 'run'</script>"
     return [
@@ -57,6 +78,7 @@ def results() -> list[dict[str, Any]]:
         *(small_result(model=model, width=width, seed=seed, top1=40 + 20 * width + seed)
           for model in ("mobilenext", "mobilenetv2") for width in (0.35, 1.0) for seed in (0, 1)),
         small_result(identity=0.5, width=0.35, top1=45.0),
+        fake_cell(FOUND, "/x/genotype.yaml"), fake_search(FOUND, command=evil),
     ]  # fmt: skip
 
 
@@ -65,12 +87,17 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mobilenext.tables import read_results
     from mobilenext.tables.confusion import read_evaluations
     from mobilenext.tables.page import render_page
+    from mobilenext.tables.results import SEARCH, other_results
 
     folder = tmp_path_factory.mktemp("report")
     path = folder / "report.html"
     runs = write_results(folder, *results())
     write_evaluation(runs, *PETS)
-    path.write_text(render_page(read_results([runs]), "A report", folder, read_evaluations([runs])))
+    searches = other_results([runs], SEARCH)
+    page = render_page(
+        read_results([runs]), "A report", folder, read_evaluations([runs]), searched=searches
+    )
+    path.write_text(page)
     return path
 
 

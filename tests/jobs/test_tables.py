@@ -13,6 +13,7 @@ from scipy import stats
 
 import mobilenext.jobs.tables as job
 from mobilenext.errors import InputError
+from mobilenext.genotype import random_genotype
 from mobilenext.jobs.tables import MARKED, counted, renew
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
@@ -24,13 +25,23 @@ from mobilenext.tables import (
     to_markdown,
 )
 from mobilenext.tables.labels import authors_dropout, labels
-from mobilenext.tables.results import DETECTION, LATENCY, MEASURED, QUANTIZED, other_results
+from mobilenext.tables.results import (
+    DETECTION,
+    LATENCY,
+    MEASURED,
+    QUANTIZED,
+    SEARCH,
+    other_results,
+)
 from tests.commands import REPO
-from tests.results import fake_result, small_result, write_results
+from tests.results import fake_cell, fake_result, fake_search, small_result, write_results
 from tests.test_configs import choices, composed
 
 NO_DROPOUT = {"thin_ends", "thin_ends_depthwise_stride", "extra_depthwise"}
 """Networks that have none in the authors' code."""
+
+NO_ONE_COST = {"darts", "supernet"}
+"""Networks that cost what their genotype or their space makes them."""
 
 
 CPU = Process(torch.device("cpu"))
@@ -52,13 +63,14 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     assert done.stdout.count("not measured") == 9 + 3 + of_shown
     left_out = [name for name in named if name not in shown] + [
         "detection_paper",
+        "search_paper",
         "int8_paper",
         "latency_paper",
     ]
     assert f"(paper=true prints them too): {', '.join([*left_out, 'complexity'])}\n" in done.stdout
     names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
     assert names == {"width_table", "identity_table", "networks", "complexity", "detection_paper",
-                     "int8_paper", "latency_paper", *named}  # fmt: skip
+                     "search_paper", "int8_paper", "latency_paper", *named}  # fmt: skip
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
 
 
@@ -98,6 +110,25 @@ def test_the_papers_tables_are_printed_where_a_run_stands_or_if_asked_for(
     assert text.startswith("**Networks: imagenette")
 
 
+def test_searches_and_their_cells(
+    here: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = random_genotype(0, "darts_sandglass")
+    odd = fake_search(cell, 1) | {"genotype": None}
+    write_results(tmp_path, fake_search(cell), odd)
+    here("runs=[runs]")
+    text = capsys.readouterr().out
+    assert text.startswith("**Searches: cifar10, 32 px**")
+    assert "result.json: left out: genotype: expected entries normal and reduce" in text
+    assert "Trained cells" not in text
+    write_results(tmp_path / "more", fake_cell(cell, "/x/genotype.yaml"))
+    here("runs=[runs,more]")
+    text = capsys.readouterr().out
+    assert "**Trained cells: cifar10, 32 px, 600 epochs" in text
+    assert "**Search: the paper and DARTS, CIFAR-10**" in text
+    assert "**Networks" not in text
+
+
 def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
@@ -115,7 +146,7 @@ def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) 
 def test_rendered_tables_are_fresh(name: str) -> None:
     """`make tables` renews them."""
     text = (REPO / name).read_text()
-    kinds = (QUANTIZED, LATENCY, DETECTION)
+    kinds = (QUANTIZED, LATENCY, DETECTION, SEARCH)
     others = [[*other_results([MEASURED], kind).values()] for kind in kinds]
     all_tables = tables_of(measured_results(), networks(), *others)
     tables = {table.name: to_markdown(table) for table in all_tables}
@@ -182,7 +213,7 @@ def test_no_results(run, tmp_path: Path) -> None:
 def test_every_network_is_counted_and_has_a_label() -> None:
     counted_models = {network.model for network in networks()}
     single = {Path(choice).name for choice in choices("model")} - {"timm", "torchvision"}
-    assert counted_models == single == set(labels().labels)
+    assert counted_models == single - NO_ONE_COST == set(labels().labels) - NO_ONE_COST
 
 
 def test_comparisons_have_the_networks_of_their_experiments() -> None:

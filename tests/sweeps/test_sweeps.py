@@ -173,7 +173,7 @@ def test_jobs_of_a_killed_launcher_save_and_end(tmp_path: Path, processes: int) 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="needs the extra optuna")
 def test_a_search_gets_its_values_and_goes_on(run, tmp_path: Path) -> None:
-    search = ("train.py", "-m", "experiment=search", "epochs=1", "data.global_batch_size=96")
+    search = ("train.py", "-m", "experiment=tune_recipe", "epochs=1", "data.global_batch_size=96")
     done = run(*search, "hydra.sweeper.n_trials=2")
     assert done.stdout.count(": running") == 2
     best = max(result["top1"] for result in results(tmp_path))

@@ -1,13 +1,15 @@
 """What labels name: the entries in which runs differ, and no others."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mobilenext.genotype import random_genotype
 from mobilenext.tables import read_results
 from mobilenext.tables.differences import MOST, run_label
-from tests.results import fake_result, small_result, write_results
+from tests.results import fake_cell, fake_result, small_result, write_results
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.002, "betas": [0.9, 0.999]}
 
@@ -50,6 +52,19 @@ def test_only_what_differs_is_named(
     base = {"config__schedule__epochs": 8}
     found = run_labels(tmp_path, small_result(**base), small_result(**base | changes))
     assert found == ["MobileNeXt 1.0" + f", {text}" * bool(text) for text in words]
+
+
+def test_cells_are_named_by_their_genotype(tmp_path: Path) -> None:
+    one, two = random_genotype(0), random_genotype(1)
+    cells = [fake_cell(one, "random:0"), fake_cell(two, "/some/where.yaml"),
+             fake_cell(one, "random:0", 1, config__model__network__channels=16)]  # fmt: skip
+    first, second, third = run_labels(tmp_path, *cells)
+    assert first == "network of DARTS' cells, channels 36, genotype random:0"
+    assert re.fullmatch("network of DARTS' cells, channels 36, genotype [0-9a-f]{6}", second)
+    assert third == "network of DARTS' cells, channels 16, genotype random:0"
+    typed = "random:" + "<b>"
+    (odd,) = run_labels(tmp_path / "odd", fake_cell(one, typed))
+    assert re.fullmatch("network of DARTS' cells, genotype [0-9a-f]{6}", odd)
 
 
 def test_where_things_lie_and_how_fast_they_go_is_not_named(tmp_path: Path) -> None:

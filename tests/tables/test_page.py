@@ -11,10 +11,13 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="needs the extra report: matplotlib")
 
+from mobilenext.genotype import random_genotype
 from mobilenext.tables import read_results
 from mobilenext.tables.charts import Series, chart
 from mobilenext.tables.page import render_page
-from tests.results import fake_result, small_result, write_results
+from mobilenext.tables.results import other_results
+from mobilenext.tables.search_views import search_views
+from tests.results import fake_cell, fake_result, fake_search, small_result, write_results
 
 SERIES = [Series("ours", [(1, 50.0), (2, 60.0)], 1, errors=[None, 1.5], labels=["a", "b"]),
           Series("paper <S>", [(1, 55.0), (2, 66.0)], 2, dashes=2, hollow=True)]  # fmt: skip
@@ -82,8 +85,8 @@ def test_own_runs_come_first_and_the_papers_numbers_are_folded(tmp_path: Path) -
     folds = re.findall(FOLD, html.unescape(found[PAPER]))
     assert [name.partition(",")[0] for _, name in folds] == [
         "Width multipliers", "Identity tensor multipliers at width 1.0",
-        "Detection: the paper", "8 bits after training: the paper", "Latency: the authors' README",
-        "Plots: accuracy over cost",
+        "Detection: the paper", "Search: the paper and DARTS", "8 bits after training: the paper",
+        "Latency: the authors' README", "Plots: accuracy over cost",
     ]  # fmt: skip
     assert not any(is_open for is_open, _ in folds)
     assert "None of these runs may stand beside the paper" in found[PAPER]
@@ -99,6 +102,7 @@ def test_the_papers_numbers_are_open_where_a_run_stands(tmp_path: Path) -> None:
         "Identity tensor multipliers at width 1.0": False,
         "Where depthwise convolutions and shortcuts sit": True,
         "Detection: the paper": False,
+        "Search: the paper and DARTS": False,
         "8 bits after training: the paper": False,
         "Latency: the authors' README": False,
         "Plots: accuracy over cost": True,
@@ -182,6 +186,107 @@ def test_nothing_that_a_result_says_becomes_markup(tmp_path: Path) -> None:
     )
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+SEARCH = "Search for cells"
+CELL, OTHER = random_genotype(0, "darts_sandglass"), random_genotype(1, "darts_sandglass")
+
+
+def searched_page(tmp_path: Path, *results: dict[str, Any]) -> str:
+    runs = write_results(tmp_path, *results)
+    searches = other_results([runs], "search")
+    return render_page(read_results([runs], True), "T", tmp_path, searched=searches)
+
+
+def test_searches_show_their_cells_and_how_they_went(tmp_path: Path) -> None:
+    text = searched_page(tmp_path, fake_search(CELL, 3, command="python scripts/search.py"))
+    found = sections(text)
+    assert list(found) == [SEARCH, PAPER]
+    assert "0 finished runs and 1 search." in text
+    part = found[SEARCH]
+    (title,) = re.findall(r"<h3>(.*?)</h3>", part)
+    assert re.fullmatch(r"DARTS \+ sandglass, second order, seed 3: [0-9a-f]{6}", title)
+    assert captions(part) == [
+        "The normal and the reduction cell that it found",
+        "Entropy of the alphas, and skip connections of the normal cell",
+        "Strongest operator of each edge of the normal cell, none apart",
+    ]
+    assert part.count("<svg ") == 3
+    assert '<th scope="row" class="words">entropy over its maximum</th><td>3</td><td>0.70</td>' in (
+        part.replace("\n", "")
+    )
+    assert ">skip connections, of 8 operators</th><td>2</td><td>0.25</td>" in part
+    assert ">c(k-2) to 0, at the end sandglass</th><td>1</td><td>0.50</td>" in part
+    assert ">3</td>" in part
+    assert f'href="runs/supernet/{0:012x}/"' in part
+    assert "python scripts/search.py" in part
+
+
+def test_trained_cells_have_learning_curves_of_their_own(tmp_path: Path) -> None:
+    cells = [fake_cell(CELL, "/a/genotype.yaml", seed, 96 + seed) for seed in (0, 1)]
+    others = [fake_cell(OTHER, "random:1:darts_sandglass"), small_result(), small_result(seed=1)]
+    text = searched_page(tmp_path, *cells, *others, fake_search(CELL))
+    found = sections(text)
+    assert list(found) == [TASK, SEARCH, PAPER, "Runs: speed, command, config"]
+    assert captions(found[TASK]) == CURVES
+    assert "cells" not in found[TASK]
+    task = "cifar10, 32 px, 600 epochs, 36 channels, 20 cells"
+    assert captions(found[SEARCH])[:2] == [
+        f"Learning curves of cells, means of rows: {task}",
+        f"Training loss of cells, means of rows: {task}",
+    ]
+    row = ">DARTS + sandglass, searched, second order, 50 epochs</th><td>2</td><td>96.50</td>"
+    assert row in found[SEARCH]
+    runs = found["Runs: speed, command, config"]
+    assert re.search(r">network of DARTS&#39; cells, genotype [0-9a-f]{6}, seed 1</a>", runs)
+    assert ">network of DARTS&#39; cells, genotype random:1:darts_sandglass, seed 0</a>" in runs
+
+
+def test_no_more_searches_are_drawn_than_a_page_bears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilenext.tables.search_views.MOST_DRAWN", 2)
+    monkeypatch.setattr("mobilenext.tables.page.MOST_DRAWN", 2)
+    bad = fake_search(CELL, 0) | {"genotype": {"normal": "<script>"}}
+    short = [fake_search(CELL, seed, architecture=None) for seed in range(1, 5)]
+    part = sections(searched_page(tmp_path, bad, *short))[SEARCH]
+    assert part.count("<h3>") == 2
+    assert "<li>2 more searches stand in the table only.</li>" in part
+    assert "left out: genotype: expected entries normal and reduce" in part
+    assert "<script" not in part
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": None}, {"architecture": [{}, {}]}, {"operators": ["<b>"]},
+        {"architecture": "xx"}, {"operators": None}, {"operators": [[]]}, {"hardware": 3},
+        {"architecture": [{"epoch": n, "entropy": float("inf"), "skips": 0} for n in (1, 2)]},
+        {"architecture": [{"epoch": n, "entropy": 1, "skips": 0, "alphas": [[[1], [2]]]}
+                          for n in (1, 2)]},
+        {"architecture": [{"epoch": n, "entropy": 1, "skips": 0, "alphas": [[[1e999] * 9] * 14]}
+                          for n in (1, 2)]},
+    ],
+)  # fmt: skip
+def test_a_course_that_is_no_course_is_not_drawn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    part = sections(searched_page(tmp_path, fake_search(CELL) | changes))[SEARCH]
+    drawn = captions(part)
+    assert drawn[0] == "The normal and the reduction cell that it found"
+    assert len(drawn) == (3 if "hardware" in changes else 1)
+
+
+def test_long_searches_are_thinned_out() -> None:
+    one = fake_search(CELL)
+    entries = [one["architecture"][0] | {"epoch": n} for n in range(1, 602)]
+    (view,) = search_views({Path("/a/result.json"): one | {"architecture": entries}}, str)
+    epochs = [row[1] for row in view.charts[0].rows[: len(view.charts[0].rows) // 2]]
+    assert (len(epochs), epochs[0], epochs[-1]) == (56, "1", "601")
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    for name in ("$a^b$ and $", "a" * 60 + r"$\nothing$"):
+        one = chart("c", "T", "x", "y", [Series(name, [(1, 1)]), Series("b", [(1, 1)])])
+        assert "$" in one.svg
 
 
 def test_results_too_old_for_curves(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_other_recipes_are_never_averaged(tmp_path: Path, key: str, value: Any) 
 
 def test_entries_that_came_later_keep_results_comparable(tmp_path: Path) -> None:
     later = {"config__init_from": None, "config__freeze_backbone": False,
-             "config__layer_decay": None}  # fmt: skip
+             "config__layer_decay": None, "config__genotype": "darts_v2",
+             "config__auxiliary_weight": 0.4}  # fmt: skip
     (group,) = groups(tmp_path, fake_result(), fake_result(seed=1, **later))
     assert group.seeds == [0, 1]
     assert group.first.of_the_paper
