@@ -17,8 +17,8 @@ no ratio is printed unless logits and all gradients are the same. Then they are 
 entry is the median over rounds, of milliseconds or of ratios *in the same round*, with the range.
 With one thread on a CPU the times are the processor's, which others on the machine disturb less.
 Calls are what a profile has of torch's operators in a forward pass, views not counted. On a CUDA
-device a step's memory is told too, beside that of weights and images. `--compile` takes minutes on
-a CPU even for the smallest network.
+device a step's memory is told too, beside that of weights and images. `--compile` takes more than
+ten minutes on a CPU even for the smallest network.
 """
 
 import argparse

@@ -207,7 +207,7 @@ def try_step(
             outputs = both_logits(network(images))
         for logits in outputs:
             check_logits(logits, (len(images), classes))
-        return sum((logits.float().sum() for logits in outputs), torch.zeros(()))
+        return torch.stack([logits.float().sum() for logits in outputs]).sum()
 
     train_mode(network, config.freeze_backbone)
     return tried(config, network, attempt, process)

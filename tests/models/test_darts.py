@@ -1,6 +1,9 @@
 """DARTS' networks: counts, the wide operators beside one operator at a time, found networks."""
 
+import copy
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from mobilenext.genotype import (
 )
 from mobilenext.models.complexity import count_params, measure_complexity
 from mobilenext.models.darts.found import DartsNetwork
-from mobilenext.models.darts.operators import DEPTHWISE, operator
+from mobilenext.models.darts.operators import DEPTHWISE, Depthwise, Strided, operator
 from mobilenext.models.darts.supernet import Fan, SearchCell, Supernet
 
 EVERY = (*SPACES["darts_sandglass"], "inverted_residual")
@@ -106,6 +109,47 @@ def test_a_fan_is_its_edges(operators: tuple[str, ...], stride: int) -> None:
         assert float((ours - theirs).detach().abs().max()) < 1e-11 * max(
             1.0, float(theirs.detach().abs().max())
         )
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (4, 7)])
+def test_training_computes_the_same_convolutions(
+    memory_format: torch.memory_format, size: tuple[int, int]
+) -> None:
+    """In training grids of pixels, in evaluation torch's dilated and strided convolutions."""
+    torch.manual_seed(0)
+    convolutions = [Depthwise(6, kernel, stride, 2) for kernel in (3, 5) for stride in (1, 2)]
+    for convolution in [*convolutions, Strided(6, 4)]:
+        convolution.double()
+        x = torch.randn(2, 6, *size, dtype=torch.float64).contiguous(memory_format=memory_format)
+        results = []
+        for training in (True, False):
+            given = x.clone(memory_format=memory_format).requires_grad_()
+            out = convolution.train(training)(given)
+            assert out.is_contiguous(memory_format=memory_format)
+            gradients = torch.autograd.grad(out.square().sum(), (given, convolution.weight))
+            results.append([out.detach(), *gradients])
+            if convolution.in_channels < 8 and isinstance(convolution, Strided):
+                break  # its backward pass is what torch gets wrong: only the output is compared
+        if len(results) == 1:
+            with torch.no_grad():
+                results[0], other = results[0][:1], [convolution.eval()(x)]
+            results.append(other)
+        for ours, plain in zip(*results, strict=True):
+            assert (ours - plain).abs().max() < 1e-12
+
+
+def test_strided_convolutions_of_few_channels_are_safe() -> None:
+    """In a process of its own: torch's own backward pass damages memory, sooner or later."""
+    code = (
+        "import torch\n"
+        "from mobilenext.models.darts.operators import Strided\n"
+        "for _ in range(60):\n"
+        "    module = Strided(4, 8).to(memory_format=torch.channels_last)\n"
+        "    x = torch.randn(90, 4, 8, 8).contiguous(memory_format=torch.channels_last)\n"
+        "    module(x.requires_grad_()).square().sum().backward()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_fans_call_few_operators() -> None:
@@ -300,6 +344,30 @@ def test_a_network_reads_no_file(tmp_path: Path) -> None:
     assert genotype_named(str(path)) == DARTS_V2
     with pytest.raises(InputError, match="expected darts_v2"):
         DartsNetwork(str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"operators": ("none", SKIP, *EVERY[8:]), "partial_channels": 2, "edge_weights": True}],
+    ids=["darts", "blocks"],
+)
+def test_a_supernet_is_one_graph_for_torch_compile(arguments: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = Supernet(channels=8, cells=3, nodes=2, **arguments)
+    other = copy.deepcopy(network)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)
+    images, found = torch.randn(4, 3, 16, 16), []
+    for one in (network, compiled):
+        leaves = [tensor.detach().requires_grad_() for tensor in network.architecture]
+        found.append(torch.autograd.grad(one(images, *leaves).square().sum(), leaves))
+        one(images).square().sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), other.buffers(), strict=True))
 
 
 @pytest.mark.parametrize("size", [9, 15])

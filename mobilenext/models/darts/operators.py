@@ -61,11 +61,18 @@ class Depthwise(nn.Conv2d):
         height, width = input.shape[2:]
         if input.device.type != "cpu" or height % 2 or width % 2:
             return super().forward(input)
-        # (N, C, H / 2, 2, W / 2, 2), the grids in front
-        grids = input.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).permute(3, 5, 0, 1, 2, 4)
-        batch = grids.flatten(0, 2).contiguous(memory_format=memory)
-        out = self._plain(batch).unflatten(0, (2, 2, -1)).permute(2, 3, 4, 0, 5, 1)
-        return out.flatten(4, 5).flatten(2, 3).contiguous(memory_format=memory)
+        # The four grids as a batch, in one copy each way: pixels of channels_last maps lie
+        # together, so there the channels are moved last for it.
+        last = memory is torch.channels_last
+        x = input.movedim(1, -1) if last else input
+        axis = 1 if last else 2
+        split = x.unflatten(axis + 1, (-1, 2)).unflatten(axis, (-1, 2))
+        grids = split.movedim((axis + 1, axis + 3), (0, 1)).flatten(0, 2)
+        out = self._plain(grids.movedim(-1, 1) if last else grids)
+        out = (out.movedim(1, -1) if last else out).unflatten(0, (2, 2, -1))
+        whole = out.movedim((0, 1), (axis + 1, axis + 3)).flatten(axis, axis + 1)
+        whole = whole.flatten(axis + 1, axis + 2)
+        return whole.movedim(-1, 1) if last else whole
 
     def _plain(self, x: Tensor) -> Tensor:
         padding = self.kernel_size[0] // 2

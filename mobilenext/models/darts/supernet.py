@@ -227,29 +227,26 @@ class Fan(nn.Module):
         Returns:
             (N, channels, H / stride, W / stride) for each edge.
         """
-        column = dict(zip(self.operators, weights.unbind(1), strict=True))
+        # One scale for each channel of each edge, by operator.
+        rows = weights.t().repeat_interleave(self.channels, 1).unbind()
+        scales = dict(zip(self.operators, rows, strict=True))
         rectified = F.relu(x)
         inputs = {"rectified": self._many(rectified), "reduced": rectified, "state": x}
-        if self.stride == 1 or "sandglass" in column:
+        if self.stride == 1 or "sandglass" in scales:
             inputs["states"] = self._many(x)
-
-        def scale(weight: Tensor) -> Tensor:
-            return weight.repeat_interleave(self.channels)
-
         parts = []
         for name, operator in self.wide.items():
-            given = inputs[INPUTS.get(name, "rectified")]
-            parts.append(operator(given, scale(column[name])))
+            parts.append(operator(inputs[INPUTS.get(name, "rectified")], scales[name]))
         for name, norm in self.norms.items():
-            parts.append(norm(self._many(POOLS[name](x, self.stride)), scale(column[name])))
+            parts.append(norm(self._many(POOLS[name](x, self.stride)), scales[name]))
         if self.stride == 2 and self.auxiliary_skip:
             parts.append(self.bypass(rectified) * bypass.to(x.dtype))
-        own = [column[SKIP]] if SKIP in column else []
-        own += [column[name] for name, block in self.settings.items()
-                if name in column and block.shortcut]  # fmt: skip
-        own += [bypass.expand(self.edges)] if self.auxiliary_skip else []
+        own = [scales[SKIP]] if SKIP in scales else []
+        own += [scales[name] for name, block in self.settings.items()
+                if name in scales and block.shortcut]  # fmt: skip
+        own += [bypass.expand_as(rows[0])] if self.auxiliary_skip else []
         if own and self.stride == 1:
-            factor = scale(torch.stack(own).sum(0)).to(x.dtype)
+            factor = torch.stack(own).sum(0).to(x.dtype)
             parts.append(inputs["states"] * factor[:, None, None])
         return _SameFormat.apply(sum(parts[1:], parts[0])).chunk(self.edges, 1)
 
