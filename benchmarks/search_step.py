@@ -42,7 +42,7 @@ from torch.profiler import ProfilerActivity, profile
 from mobilenext.deploy.timing import Timing, cuda_clock, measure, processor_clock
 from mobilenext.genotype import NONE, SKIP, SPACES, BlockSettings, edges_of, reductions
 from mobilenext.models.darts.operators import DEPTHWISE
-from mobilenext.models.darts.supernet import Supernet
+from mobilenext.models.darts.supernet import Supernet, rows_by_source
 from mobilenext.runtime.distributed import Process, choose_device
 from mobilenext.runtime.memory import keep_freed_memory
 from mobilenext.runtime.precision import Precision
@@ -362,7 +362,7 @@ def counterparts(
     for mine, other in zip(ours.cells, original.cells, strict=True):
         cell: Any = mine
         mixed: Any = other
-        for fan, rows in zip(cell.fans, cell.rows, strict=True):
+        for fan, rows in zip(cell.fans, rows_by_source(cell.nodes), strict=True):
             for place, row in enumerate(rows):
                 for name, wide in fan.wide.items():
                     single = mixed.edges[row].operators[fan.operators.index(name)]
@@ -488,8 +488,12 @@ def counted(ours: Supernet, original: Original, size: int, channels_last: bool) 
         if f"{OURS}, stride {stride}" in found:
             continue
         weights = ours.alpha[stride - 1].softmax(-1)
-        some, one, bypass = weights[list(mine.rows[0])], weights[0], ours.get_buffer("bypass")
         x = torch.randn(2, fan.channels, 8, 8, device=ours.alpha.device)
+        some, one, bypass = (
+            weights[rows_by_source(mine.nodes)[0]],
+            weights[0],
+            torch.zeros(fan.edges, device=x.device),
+        )
         (_, ((y, _),)) = in_format(fan, [(x, x)], channels_last)
         found[f"{OURS}, stride {stride}"] = calls(partial(fan, y, some, bypass))
         found[f"{ORIGINAL}, stride {stride}"] = calls(partial(mixed.edges[0], x, one))

@@ -361,7 +361,7 @@ def genotype_named(text: Any, files: bool = True) -> Genotype:
     Args:
         text: A name (darts_v2, darts_v2_sandglass3), `random:SEED` with more parts in any order
             (a space, `3nodes`, `2.45M` parameters), a path of a YAML file, or plain values.
-        files: Whether it may be a path: what a checkpoint says of its network may not.
+        files: Whether it may be a path, or random: what a checkpoint says of its network may not.
 
     Raises:
         InputError: It is none of these, or the file is not a genotype.
@@ -370,10 +370,10 @@ def genotype_named(text: Any, files: bool = True) -> Genotype:
         return Genotype.of(text)
     if text in named_genotypes():
         return named_genotypes()[text]
-    if text.startswith("random:"):
+    if files and text.startswith("random:"):
         return _random_named(text)
     path = Path(os.path.expanduser(text))
-    if not files or not path.exists():
+    if not files or not os.path.lexists(path):
         raise InputError(
             f"genotype={printable(text)}: expected darts_v2, darts_v2_sandglass1 to 5, "
             "darts_v2_inverted_residual1 to 5, random:SEED (random:0:darts_sandglass:2.45M), or a "
@@ -381,7 +381,7 @@ def genotype_named(text: Any, files: bool = True) -> Genotype:
         )
     try:
         plain = yaml.safe_load(read_text(path, MOST_FILE))
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, for one
         problem = " ".join(str(error).split())
         raise InputError(f"{printable(path)}: expected a genotype as YAML ({problem})") from error
     try:

@@ -13,9 +13,9 @@ from mobilenext.data import (
     Mixing,
     eval_loader,
     eval_transform,
-    halves,
     train_loader,
     train_transform,
+    two_parts,
 )
 from mobilenext.data.transforms import EvalTransform
 from mobilenext.errors import InputError
@@ -130,7 +130,7 @@ def search_loaders(config: SearchConfig, images: ImageData, process: Process) ->
     """
     data = config.data
     with closing(training_loader(config, images, process, config.train_share)) as train:
-        _, held_out = halves(len(images.train), config.seed, config.train_share)
+        _, held_out = two_parts(len(images.train), config.seed, config.train_share)
         val = eval_loader(
             images.train, evaluation_transform(data), batch_size=data.eval_batch_size,
             places=held_out, **loading(data, process),

@@ -15,7 +15,7 @@ from mobilenext.config import LoopConfig, SearchConfig, TrainConfig, to_plain
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, labels_checksum
 from mobilenext.errors import InputError, first_line
-from mobilenext.metrics.classification import both_logits, check_logits
+from mobilenext.metrics.classification import check_logits, logits_of
 from mobilenext.models.complexity import Complexity, measure_complexity
 from mobilenext.models.weights import classifier_modules
 from mobilenext.optim import weight_decay_groups
@@ -204,7 +204,7 @@ def try_step(
 
     def attempt(images: Tensor) -> Tensor:
         with precision.autocast():
-            outputs = both_logits(network(images))
+            outputs = logits_of(network(images))
         for logits in outputs:
             check_logits(logits, (len(images), classes))
         return torch.stack([logits.float().sum() for logits in outputs]).sum()

@@ -79,7 +79,7 @@ def _has_added_default(config: Any, item: dataclasses.Field[Any]) -> bool:
 LATEST = "latest"
 
 
-def with_newest_run(path: str) -> str:
+def with_newest_run(path: str, having_it: bool = False) -> str:
     """A path in which `latest` is the newest run folder: `runs/latest`, `runs/NAME/latest/best.pt`.
 
     Newest is the run that was begun or ended last. It is a word rather than a link, which
@@ -87,6 +87,7 @@ def with_newest_run(path: str) -> str:
 
     Args:
         path: Any path. What exists by that name is meant as it is.
+        having_it: Whether only runs count in which the rest of the path is there.
 
     Raises:
         InputError: There is no run below the folder.
@@ -99,6 +100,9 @@ def with_newest_run(path: str) -> str:
     if os.path.lexists(base / LATEST):
         return path
     sessions = sorted(base.rglob("sessions.jsonl"), key=lambda file: (file.stat().st_mtime, file))
+    if having_it:
+        sessions = [file for file in sessions if file.parent.joinpath(*rest).exists()]
     if not sessions:
-        raise InputError(f"{path}: expected a run folder below {base}, found none")
+        with_it = f" with {Path(*rest)}" if having_it else ""
+        raise InputError(f"{path}: expected a run folder below {base}, found none{with_it}")
     return str(sessions[-1].parent.joinpath(*rest))

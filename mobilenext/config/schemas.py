@@ -38,7 +38,7 @@ def _genotype(text: Any) -> dict[str, Any]:
     """What a genotype's name or file says, so that a config does not depend on the file."""
     plain = OmegaConf.to_container(text) if isinstance(text, DictConfig) else text
     if isinstance(plain, str):
-        plain = with_newest_run(plain)
+        plain = with_newest_run(plain, having_it=True)
     return genotype_named(plain).to_plain()
 
 

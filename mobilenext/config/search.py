@@ -66,11 +66,11 @@ class SearchConfig(LoopConfig):
     edge_weights: bool = False
     """PC-DARTS: edges have weights of their own."""
     auxiliary_skip: bool = False
-    """DARTS-: a second skip connection on each edge, whose weight falls from 1 to 0."""
+    """DARTS-: a second skip connection on each edge, whose weight falls from 1 towards 0."""
     max_skips: int | None = None
     """Ends the search after an epoch whose normal cell has as many skip connections; null: not."""
     checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Compute activations again in the backward pass: less memory, more time; order=first only."""
     architecture_optimizer: dict[str, Any] = MISSING
     """`_target_` of the alphas' optimiser and its arguments, all but `params`."""
     augment: AugmentConfig = MISSING
@@ -89,6 +89,12 @@ class SearchConfig(LoopConfig):
             check(value == 1, key, f"1: a supernet's size is {alternative}=...", value)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
         check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
+        expected = "reduce or broadcast: a supernet's norms have no synchronised form"
+        check(self.batch_norm != "sync", "batch_norm", expected, self.batch_norm)
+        alphas = self.architecture_optimizer
+        check("lr" in alphas, "architecture_optimizer", "an entry lr", sorted(alphas))
+        check(not (self.checkpointing and self.runtime.compile), "checkpointing",
+              "false with runtime.compile=true, which can't compile it", True)  # fmt: skip
         warmup = self.warmup_epochs
         expected = f"0 to {self.epochs - 1}: in the others the alphas learn"
         check(0 <= warmup < self.epochs, "warmup_epochs", expected, warmup)
@@ -99,6 +105,8 @@ class SearchConfig(LoopConfig):
             self._check_second_order()
 
     def _check_second_order(self) -> None:
+        expected = f"false with order={self.order}: activations would be computed again with other"
+        check(not self.checkpointing, "checkpointing", f"{expected} weights", True)
         if self.runtime.precision == "fp16":
             raise InputError(
                 f"order={self.order} with runtime.precision=fp16: the gradient of a gradient does "

@@ -199,6 +199,8 @@ def build(node: dict[str, Any], table: Table = COMMAND_LINE, **arguments: Any) -
     check_plain(node, "the arguments of a network")
     _check_bounds(node)
     _load_targets(node, table)
+    for name in BUILDERS:
+        _object(name)
     with confined() if table.confined else nullcontext():
         return _build(node, table, arguments)
 
@@ -279,6 +281,14 @@ def _check_arguments(name: str, target: Callable[..., Any], given: dict[str, Any
 # ---- nodes out of files ----
 
 
+BUILDERS = {
+    "timm.create_model": "timm_model",
+    "mobilenext.models.timm_model": "timm_model",
+    "mobilenext.models.torchvision_model": "torchvision_model",
+}
+"""Builders of other libraries' networks, and those of ours that stand for them."""
+
+
 def _without_weights(
     name: str, target: Callable[..., Any], values: dict[str, Any]
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -294,9 +304,7 @@ def _without_weights(
     if isinstance(values.get("pretrained"), bool):
         values = {key: value for key, value in values.items() if key != "pretrained"}
     builders: dict[Any, tuple[str, tuple[str, ...]]] = {
-        _object("timm.create_model"): ("timm_model", ()),
-        _object("mobilenext.models.timm_model"): ("timm_model", ()),
-        _object("mobilenext.models.torchvision_model"): ("torchvision_model", ()),
+        _object(builder): (ours, ()) for builder, ours in BUILDERS.items()
     }
     model_name = name.rpartition(".")[2]
     if TIMM_MODELS.find(name) is target:

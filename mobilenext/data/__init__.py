@@ -23,8 +23,8 @@ from mobilenext.data.loader import (
     Loader,
     eval_loader,
     evaluated_indices,
-    halves,
     train_loader,
+    two_parts,
 )
 from mobilenext.data.sources import ImageData, labels_checksum, relative_name
 from mobilenext.data.transforms import eval_transform, train_transform
@@ -48,7 +48,6 @@ __all__ = [
     "eval_loader",
     "eval_transform",
     "evaluated_indices",
-    "halves",
     "image_folder",
     "imagenet",
     "imagenette",
@@ -58,5 +57,6 @@ __all__ = [
     "target_texts",
     "train_loader",
     "train_transform",
+    "two_parts",
     "voc",
 ]

@@ -16,7 +16,7 @@ pixels are copied between them.
 
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -157,7 +157,8 @@ def train_loader(
     indices = shuffled if pairs is None else pairs
     policy = "substitute" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
-    maker = BatchMaker(images, transform, opened, seed, policy, workers)
+    parts = () if pairs is None else pairs.parts
+    maker = BatchMaker(images, transform, opened, seed, policy, workers, parts)
     return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
 
 
@@ -257,7 +258,7 @@ class _ShuffledIndices:
             yield order[start : start + self.batch_size]
 
 
-def halves(length: int, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+def two_parts(length: int, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Two parts of a split, a function of its length and the seed: sorted indices, int64.
 
     Args:
@@ -285,7 +286,7 @@ class _PairedIndices:
         world_size: int,
         share: float,
     ) -> None:
-        self.parts, self.seed = halves(length, seed, share), seed
+        self.parts, self.seed = two_parts(length, seed, share), seed
         self.global_batch_size = global_batch_size
         self.share = global_batch_size // world_size
         self.batch_size, self.offset = 2 * self.share, rank * self.share
@@ -370,6 +371,8 @@ class BatchMaker:
         seed: The run's seed.
         policy: What to do with an unreadable image: `error`, `substitute` or `leave out`.
         workers: Threads for `transform.finish`; 0: the caller's.
+        parts: Indices of parts of the split that are kept apart, sorted: the substitute of an image
+            is of its part.
     """
 
     def __init__(
@@ -380,7 +383,9 @@ class BatchMaker:
         seed: int,
         policy: str,
         workers: int,
+        parts: Sequence[np.ndarray] = (),
     ) -> None:
+        self.parts = parts
         self.images, self.transform, self.decoder = images, transform, decoder
         self.seed, self.policy = seed, policy
         self.finishers = None
@@ -467,6 +472,9 @@ class BatchMaker:
         for attempt in range(1, 1 + MOST_SUBSTITUTES):
             draw = counter_seed("substitute", self.seed, epoch, int(index[0]), attempt)
             other = draw % len(self.images)
+            for part in self.parts:
+                if index[0] in part:
+                    other = int(part[draw % len(part)])
             problems, view = self._decode(epoch, np.array([other]), index, pixels)
             if not problems:
                 return other, view, unreadable

@@ -28,7 +28,7 @@ from mobilenext.assembly.search import (
 )
 from mobilenext.config import SearchConfig, to_yaml
 from mobilenext.config.targets import build
-from mobilenext.data import ImageData, halves, target_texts
+from mobilenext.data import ImageData, target_texts, two_parts
 from mobilenext.genotype import Genotype, edges_of
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score
 from mobilenext.models.complexity import Complexity
@@ -81,7 +81,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
         loaders = opened.enter_context(search_loaders(config, images, process))
         to_device = device_batches(config.data, process, config.runtime.channels_last)
         augment = device_augment(config, process, images_of_one=2)
-        held_out = len(halves(len(images.train), config.seed, config.train_share)[1])
+        held_out = len(two_parts(len(images.train), config.seed, config.train_share)[1])
 
         # ---- supernet, optimisers, schedule ----
         network, cost = new_supernet(config, len(images.classes), process)
@@ -117,6 +117,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
                 return None
             found = _row(network)
             run.report(ROWS, found, _curves(network, found["alphas"]))
+            _leave(config, run, network)
             return scores | {key: found[key] for key in ("skips", "entropy", "found_params")}
 
         for epoch in run.epochs():
@@ -136,8 +137,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
                     alphas(others, train, step.lr)
                 step.measured = update((*train, train[1]), loss)
             run.end_epoch(epoch, scored)
-            _leave(config, run, network)
-        found = _leave(config, run, network)
+        found = network.genotype()
         result = run.finish(
             {"kind": "search", **result_entries(config, run, cost, precision),
              **_entries(config, run, network, found)},
@@ -180,9 +180,9 @@ def _curves(network: Searched, weights: list[Any]) -> dict[str, float]:
     }
 
 
-def _leave(config: SearchConfig, run: Run, network: Searched) -> Genotype:
-    """Write the cells that the alphas describe now."""
-    found, epochs = network.genotype(), run.state.epoch
+def _leave(config: SearchConfig, run: Run, network: Searched) -> None:
+    """Write the cells that the alphas describe at an epoch's end, before its checkpoint."""
+    found, epochs = network.genotype(), run.state.epoch + 1
     title = f"{config.space.name}, seed {config.seed}, {epochs} epochs"
 
     def write() -> None:
@@ -200,7 +200,6 @@ def _leave(config: SearchConfig, run: Run, network: Searched) -> Genotype:
             run.show("search/cells", picture[None], [title])
 
     run.process.on_main(write)
-    return found
 
 
 def _start_lines(
@@ -268,11 +267,8 @@ def _last_lines(
     result: dict[str, Any], config: SearchConfig, folder: RunFolder, found: Genotype
 ) -> str:
     genotype = folder.path / "genotype.yaml"
-    small = " ".join(
-        f"{key}={value}"
-        for key, value in (("data", config.data.name), ("epochs", 1))
-        if key != "data" or value in ("digits", "cifar10")
-    )
+    name = config.data.name
+    trains = f"  {command('train')} model=darts genotype={genotype} data={name} epochs=1"
     cells = [
         f"{name}: " + ", ".join(f"{operator} of {source}" for operator, source in edges)
         for name, edges in (("normal", found.normal), ("reduce", found.reduce))
@@ -287,6 +283,6 @@ def _last_lines(
             f"{format_seconds(result['wall_seconds'])}",
             f"run folder: {folder.path}",
             next_commands(folder.path, config.output_dir),
-            f"  {command('train')} model=darts genotype={genotype} {small}".rstrip(),
+            *([trains] if name in ("digits", "cifar10") else []),  # others' settings are unknown
         ]
     )

@@ -32,6 +32,9 @@ class SummaryConfig:
     def __post_init__(self) -> None:
         self.identity = parse_number(self.identity)
         check_multipliers(self.width, self.identity)
+        cells = "genotype" in self.model.network
+        expected = f"model=darts beside it; model={self.model.name} has no cells"
+        check(cells or self.genotype == "darts_v2", "genotype", expected, self.genotype)
         for key in ("num_classes", "image_size"):
             check(getattr(self, key) >= 1, key, "at least 1", getattr(self, key))
 

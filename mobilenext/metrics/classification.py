@@ -112,7 +112,7 @@ class SmoothedCrossEntropy:
             targets: Class indices (N,), or probabilities (N, num_classes) of mixed images.
             labels: Class indices (N,) that count as correct.
         """
-        main, *others = both_logits(network(images))
+        main, *others = logits_of(network(images))
         logits = main.float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         for other in others:
@@ -123,7 +123,7 @@ class SmoothedCrossEntropy:
         return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-def both_logits(output: Any) -> tuple[Any, ...]:
+def logits_of(output: Any) -> tuple[Any, ...]:
     """A network's output in training as its logits and, if there are some, auxiliary ones."""
     return output if isinstance(output, tuple) else (output,)
 

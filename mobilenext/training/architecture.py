@@ -60,7 +60,7 @@ class ArchitectureUpdate:
         network: Called with images and the architecture's tensors; makes logits.
         architecture: Tensors to be learned, in place; no parameters of the network.
         optimizer: Of these tensors.
-        weights: The weights' optimiser, for the second order.
+        weights_optimizer: Of the weights, for the second order.
         precision: How the passes compute.
         process: This process, whose batches are its share.
         order: first, second or second_fd.
@@ -73,7 +73,7 @@ class ArchitectureUpdate:
         network: nn.Module,
         architecture: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
-        weights: torch.optim.Optimizer,
+        weights_optimizer: torch.optim.Optimizer,
         precision: Precision,
         process: Process,
         order: str = "first",
@@ -81,7 +81,7 @@ class ArchitectureUpdate:
         skips_nonfinite: bool = False,
     ) -> None:
         self.network, self.architecture, self.optimizer = network, architecture, optimizer
-        self.weights, self.precision, self.process = weights, precision, process
+        self.weights_optimizer, self.precision, self.process = weights_optimizer, precision, process
         self.order, self.micro_batch, self.skips_nonfinite = order, micro_batch, skips_nonfinite
 
     def __call__(self, held_out: Batch, train: Batch, lr: float) -> None:
@@ -92,12 +92,19 @@ class ArchitectureUpdate:
             train: Images of the weights' next step.
             lr: Learning rate of that step.
         """
-        gradients = self.gradient(held_out, train, lr)
-        for tensor, gradient in zip(self.architecture, gradients, strict=True):
-            if self.skips_nonfinite:
-                gradient = torch.where(gradient.isfinite(), gradient, 0)
-            tensor.grad = gradient
         scaler = self.precision.scaler
+        buffers = list(self.network.buffers())
+        # A forward pass that overflows leaves its mark in the running statistics.
+        before = [buffer.clone() for buffer in buffers] if self.skips_nonfinite else []
+        gradients = self.gradient(held_out, train, lr)
+        if self.skips_nonfinite:
+            finite = torch.stack([one.isfinite().all() for one in gradients]).all()
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(torch.where(finite, buffer, value))
+            if not scaler.is_enabled():  # which leaves such a step out by itself
+                gradients = [torch.where(finite, one, 0) for one in gradients]
+        for tensor, gradient in zip(self.architecture, gradients, strict=True):
+            tensor.grad = gradient
         if scaler.is_enabled():
             scaler.unscale_(self.optimizer)
         scaler.step(self.optimizer)
@@ -175,12 +182,14 @@ class ArchitectureUpdate:
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], lr: float
     ) -> list[Tensor]:
         """The weights after a step of their optimiser."""
-        settings = {id(p): group for group in self.weights.param_groups for p in group["params"]}
+        settings = {
+            id(p): group for group in self.weights_optimizer.param_groups for p in group["params"]
+        }
         ahead = []
         for parameter, gradient in zip(parameters, gradients, strict=True):
             group, value = settings[id(parameter)], parameter.detach()
             step = gradient + group["weight_decay"] * value
-            momentum = self.weights.state.get(parameter, {}).get("momentum_buffer")
+            momentum = self.weights_optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 step = step * (1 - group["dampening"]) + group["momentum"] * momentum
             ahead.append(value - lr * step)

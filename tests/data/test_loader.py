@@ -2,6 +2,7 @@ import os
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,15 +14,15 @@ from mobilenext.data import (
     digits,
     eval_loader,
     eval_transform,
-    halves,
     image_folder,
     synthetic,
     train_loader,
     train_transform,
+    two_parts,
 )
 from mobilenext.data import loader as loading
 from mobilenext.data.loader import Loader, epoch_order
-from mobilenext.data.sources import Images
+from mobilenext.data.sources import ArrayImages, Images
 from mobilenext.errors import InputError
 
 AUGMENT = {
@@ -366,15 +367,15 @@ def paired(share: float = 0.5, batch: int = 96) -> list[np.ndarray]:
 
 def test_parts_of_a_split_have_no_image_in_common() -> None:
     for share, first in ((0.5, 718), (0.25, 359)):
-        parts = halves(1437, 7, share)
+        parts = two_parts(1437, 7, share)
         assert [len(part) for part in parts] == [first, 1437 - first]
         assert sorted(np.concatenate(parts)) == list(range(1437))
-    assert not np.array_equal(halves(1437, 7, 0.5)[0], halves(1437, 8, 0.5)[0])
+    assert not np.array_equal(two_parts(1437, 7, 0.5)[0], two_parts(1437, 8, 0.5)[0])
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.75])
 def test_pairs_are_of_one_part_and_of_the_other(share: float) -> None:
-    first, other = (set(part.tolist()) for part in halves(len(DIGITS.train), 7, share))
+    first, other = (set(part.tolist()) for part in two_parts(len(DIGITS.train), 7, share))
     batches = paired(share)
     assert len(batches) == len(first) // 96
     seen = np.concatenate(batches).reshape(-1, 2)
@@ -400,8 +401,24 @@ def test_parts_smaller_than_a_batch_are_refused() -> None:
         pairs(share=0.95)
 
 
+def test_the_substitute_of_an_image_is_of_its_part() -> None:
+    """Else the weights would learn images that they are judged by."""
+
+    train: Any = DIGITS.train
+    own = ArrayImages(train.pixels, np.arange(len(train)))  # each its own label
+    made = train_loader(
+        SomeBad(own, set(range(0, 1437, 3))), train_transform(8, pad_crop=0), seed=7,
+        global_batch_size=96, on_bad_image="skip", paired_share=0.5,
+    )  # fmt: skip
+    parts = [set(part.tolist()) for part in two_parts(1437, 7, 0.5)]
+    for _, labels in made.epoch(0):
+        assert set(labels[0::2].tolist()) <= parts[0]
+        assert set(labels[1::2].tolist()) <= parts[1]
+    assert len(made.unreadable) > 300
+
+
 def test_evaluation_of_some_places() -> None:
-    places = halves(len(DIGITS.train), 7, 0.9)[1]
+    places = two_parts(len(DIGITS.train), 7, 0.9)[1]
     labels = []
     for rank in range(2):
         some = eval_loader(DIGITS.train, eval_transform(16, crop_ratio=1), batch_size=50, rank=rank,

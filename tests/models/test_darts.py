@@ -24,7 +24,7 @@ from mobilenext.genotype import (
 from mobilenext.models.complexity import count_params, measure_complexity
 from mobilenext.models.darts.found import DartsNetwork
 from mobilenext.models.darts.operators import DEPTHWISE, Depthwise, Strided, operator
-from mobilenext.models.darts.supernet import Fan, SearchCell, Supernet
+from mobilenext.models.darts.supernet import Fan, SearchCell, Supernet, rows_by_source
 
 EVERY = (*SPACES["darts_sandglass"], "inverted_residual")
 
@@ -101,7 +101,7 @@ def test_a_fan_is_its_edges(operators: tuple[str, ...], stride: int) -> None:
         return torch.stack(sums, 1)
 
     results = []
-    for call in (lambda x, w: torch.stack(fan(x, w, torch.ones(())), 1), by_edges):
+    for call in (lambda x, w: torch.stack(fan(x, w, torch.ones(len(w))), 1), by_edges):
         given = [tensor.clone().requires_grad_() for tensor in (x, weights)]
         out = call(*given)
         results.append([out, *torch.autograd.grad(out.square().sum(), given)])
@@ -174,7 +174,7 @@ def test_fans_call_few_operators() -> None:
             torch.stack([w * modules[n](x) for w, n in zip(weights[0], SPACES["darts"],
                                                            strict=True)]).sum(0)  # fmt: skip
 
-    assert calls(lambda: fan(x, weights, torch.ones(()))) * 3 < calls(by_edges)
+    assert calls(lambda: fan(x, weights, torch.ones(4))) * 3 < calls(by_edges)
 
 
 def test_a_search_cell_adds_up_its_edges() -> None:
@@ -185,16 +185,16 @@ def test_a_search_cell_adds_up_its_edges() -> None:
     before, last = (torch.randn(2, 12, 8, 8, dtype=torch.float64) for _ in range(2))
     weights = torch.randn(9, 8, dtype=torch.float64).softmax(1)
     bypass = torch.zeros((), dtype=torch.float64)
-    out = cell(before, last, weights, None, bypass)
+    rows = rows_by_source(nodes)
+    out = cell(before, last, [weights[some] for some in rows], (), bypass)
     states = [cell.preprocess0(before.relu()), cell.preprocess1(last.relu())]
     for node in range(nodes):
         total = 0
         for row, (of, source) in enumerate(edges_of(nodes)):
             if of == node:
                 fan: Any = cell.fans[source]
-                place = list(cell.rows[source]).index(row)
-                some = weights[list(cell.rows[source])]
-                total = total + fan(states[source], some, bypass)[place]
+                place, some = rows[source].index(row), weights[rows[source]]
+                total = total + fan(states[source], some, bypass.expand(len(some)))[place]
         states.append(total)
     assert torch.allclose(out, torch.cat(states[2:], 1), atol=1e-12)
 
@@ -225,6 +225,26 @@ def test_a_second_skip_that_counts_nothing_is_darts() -> None:
     assert not torch.allclose(half, plain(images), atol=1e-3)
 
 
+def test_a_second_skip_counts_as_its_edge_does() -> None:
+    fan: dict[str, Any] = {"operators": ("none", SKIP), "auxiliary_skip": True}
+    for reduction in (False, True):
+        cell = SearchCell(12, 12, 4, 1, reduction, False, 1, fan)
+        maps = torch.randn(2, 12, 4, 4), torch.randn(2, 12, 4, 4)
+        weights, nothing = torch.rand(2, 2).split(1), torch.zeros(2).split(1)
+        out = cell(*maps, weights, nothing, torch.ones(()))
+        assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_a_supernet_comes_back_from_its_weights() -> None:
+    torch.manual_seed(0)
+    network = Supernet(channels=4, cells=3, nodes=2, auxiliary_skip=True)
+    network.set_progress(0.75)
+    other = Supernet(channels=4, cells=3, nodes=2, auxiliary_skip=True)
+    other.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(network.eval()(images), other.eval()(images))
+
+
 def test_partial_channels_pass_the_others_by() -> None:
     torch.manual_seed(0)
     fan: dict[str, Any] = {"operators": ("none", SKIP)}
@@ -232,7 +252,7 @@ def test_partial_channels_pass_the_others_by() -> None:
     before, last = torch.randn(2, 24, 4, 4), torch.randn(2, 24, 4, 4)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     shares = torch.tensor([0.4, 0.6])
-    out = cell(before, last, weights, shares, torch.zeros(()))
+    out = cell(before, last, weights.split(1), shares.split(1), torch.zeros(()))
     first, second = cell.preprocess0(before.relu()), cell.preprocess1(last.relu())
     factor = torch.tensor([0.25] * 4 + [1.0] * 4)[:, None, None]
     other = torch.tensor([0.5] * 4 + [1.0] * 4)[:, None, None]
@@ -334,6 +354,16 @@ def test_a_found_network_has_timms_interface() -> None:
     network.train()(images).sum().backward()
     network.reset_classifier(3)
     assert network(images).shape == (2, 3)
+    whole = DartsNetwork("darts_v2", 10, channels=4, cells=6, auxiliary=True)
+    whole.reset_classifier(3)
+    assert [part.shape for part in whole(images)] == [(2, 3), (2, 3)]
+    whole.eval()
+    expected = whole.forward_intermediates(images, [1], intermediates_only=True)
+    assert whole.prune_intermediate_layers([1]) == [1]
+    found = whole.forward_intermediates(images, [1], intermediates_only=True)
+    assert torch.equal(expected[0], found[0])
+    assert torch.equal(whole(images), found[0])
+    assert whole.num_features == 32
     assert DartsNetwork(width_mult=0.5).num_features == 4 * 18 * 4
 
 

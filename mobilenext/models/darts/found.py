@@ -205,6 +205,36 @@ class DartsNetwork(Classifier):
     def _set_classifier(self, layer: nn.Module) -> None:
         self.classifier = layer
 
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """As of every `Classifier`; the auxiliary head gets a new layer too, or goes."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.auxiliary_head is not None:
+            if num_classes:
+                self.auxiliary_head.classifier = nn.Linear(768, num_classes).to(
+                    next(self.parameters()).device
+                )
+            else:
+                self.auxiliary_head = None
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the cells that `forward_intermediates` does not need for these indices."""
+        del prune_norm
+        kept = taken(len(self.feature_info), indices)
+        last = self.feature_info[max(kept)]
+        count = 0 if last["module"] == "stem" else 1 + int(last["module"].partition(".")[2])
+        self.cells = self.cells[:count]
+        if count <= self.auxiliary_after:
+            self.auxiliary_head = None
+        self.num_features = last["num_chs"]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return kept
+
     def _maps(self, images: Tensor) -> Iterator[Tensor]:
         """What each step of the trunk makes."""
         kept = self.get_buffer("kept") if self.training and self.drop_path else None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
+from mobilenext.files import printable
 from mobilenext.genotype import BLOCKS, NONE, OPERATORS, SKIP, BlockSettings
 
 FEWEST_CHANNELS = 4
@@ -77,11 +78,6 @@ class Depthwise(nn.Conv2d):
     def _plain(self, x: Tensor) -> Tensor:
         padding = self.kernel_size[0] // 2
         return F.conv2d(x, self.weight, None, 1, padding, 1, self.groups)
-
-
-def depthwise(channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A depthwise convolution; see `Depthwise`."""
-    return Depthwise(channels, kernel, stride, dilation)
 
 
 def relu_conv_norm(into: int, out: int) -> nn.Sequential:
@@ -173,9 +169,9 @@ def sandglass(channels: int, stride: int, settings: BlockSettings) -> Block:
     """
     hidden = max(1, channels // settings.ratio)
     layers: list[nn.Module] = [
-        depthwise(channels, settings.kernel), nn.BatchNorm2d(channels), nn.ReLU6(),
+        Depthwise(channels, settings.kernel), nn.BatchNorm2d(channels), nn.ReLU6(),
         *conv_norm(channels, hidden), *conv_norm(hidden, channels), nn.ReLU6(),
-        depthwise(channels, settings.kernel, stride), nn.BatchNorm2d(channels),
+        Depthwise(channels, settings.kernel, stride), nn.BatchNorm2d(channels),
     ]  # fmt: skip
     return Block(layers, settings.shortcut and stride == 1)
 
@@ -185,7 +181,7 @@ def inverted_residual(channels: int, stride: int, settings: BlockSettings) -> Bl
     hidden = channels * settings.ratio
     layers: list[nn.Module] = [
         *conv_norm(channels, hidden), nn.ReLU6(),
-        depthwise(hidden, settings.kernel, stride), nn.BatchNorm2d(hidden), nn.ReLU6(),
+        Depthwise(hidden, settings.kernel, stride), nn.BatchNorm2d(hidden), nn.ReLU6(),
         *conv_norm(hidden, channels),
     ]  # fmt: skip
     return Block(layers, settings.shortcut and stride == 1)
@@ -226,7 +222,7 @@ def operator(
         kernel, dilation = DEPTHWISE[name]
 
         def once(stride: int) -> list[nn.Module]:
-            return [nn.ReLU(), depthwise(channels, kernel, stride, dilation),
+            return [nn.ReLU(), Depthwise(channels, kernel, stride, dilation),
                     *conv_norm(channels, channels)]  # fmt: skip
 
         return nn.Sequential(*once(stride), *(once(1) if dilation == 1 else []))
@@ -246,8 +242,8 @@ def block_settings(**blocks: Mapping[str, Any] | None) -> dict[str, BlockSetting
 def check_operators(operators: tuple[str, ...]) -> None:
     """Raise `InputError` unless a search space can have these operators."""
     unknown = [name for name in operators if name not in OPERATORS]
-    if unknown or len(set(operators)) < len(operators) or set(operators) <= {NONE}:
+    if unknown or len(set(operators)) < max(2, len(operators)):
         raise InputError(
-            f"operators: expected some of {', '.join(OPERATORS)}, each once, got "
-            f"{', '.join(map(str, operators))}"
+            f"operators: expected some of {', '.join(OPERATORS)}, two or more, each once, got "
+            f"{printable(', '.join(map(str, operators)))}"
         )

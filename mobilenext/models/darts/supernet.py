@@ -30,10 +30,10 @@ from mobilenext.models.darts.found import check_size
 from mobilenext.models.darts.operators import (
     DEPTHWISE,
     FEWEST_CHANNELS,
+    Depthwise,
     Strided,
     block_settings,
     check_operators,
-    depthwise,
     memory_format_of,
     one_further,
 )
@@ -101,7 +101,7 @@ class WideSeparable(nn.Module):
         wide, times = channels * edges, 2 if dilation == 1 else 1
         self.convolutions = nn.ModuleList()
         for time in range(times):
-            first = depthwise(wide, kernel, 1 if time else stride, dilation)
+            first = Depthwise(wide, kernel, 1 if time else stride, dilation)
             self.convolutions.extend([first, pointwise(wide, wide, edges)])
         self.norms = nn.ModuleList(Norm(wide) for _ in range(times))
 
@@ -129,8 +129,8 @@ class WideSandglass(nn.Module):
         super().__init__()
         wide, hidden = channels * edges, max(1, channels // settings.ratio) * edges
         self.convolutions = nn.ModuleList(
-            [depthwise(wide, settings.kernel), pointwise(wide, hidden, edges),
-             pointwise(hidden, wide, edges), depthwise(wide, settings.kernel, stride)]
+            [Depthwise(wide, settings.kernel), pointwise(wide, hidden, edges),
+             pointwise(hidden, wide, edges), Depthwise(wide, settings.kernel, stride)]
         )  # fmt: skip
         self.norms = nn.ModuleList(map(Norm, (wide, hidden, wide, wide)))
 
@@ -156,7 +156,7 @@ class WideInvertedResidual(nn.Module):
         super().__init__()
         hidden = channels * settings.ratio * edges
         self.convolutions = nn.ModuleList(
-            [pointwise(channels, hidden, 1), depthwise(hidden, settings.kernel, stride),
+            [pointwise(channels, hidden, 1), Depthwise(hidden, settings.kernel, stride),
              pointwise(hidden, channels * edges, edges)]
         )  # fmt: skip
         self.norms = nn.ModuleList(map(Norm, (hidden, hidden, channels * edges)))
@@ -222,7 +222,7 @@ class Fan(nn.Module):
         Args:
             x: The state, (N, channels, H, W).
             weights: Of the operators by edge, (edges, operators).
-            bypass: Weight of the second skip connections; a scalar.
+            bypass: Weights of the second skip connections, (edges,).
 
         Returns:
             (N, channels, H / stride, W / stride) for each edge.
@@ -240,11 +240,11 @@ class Fan(nn.Module):
         for name, norm in self.norms.items():
             parts.append(norm(self._many(POOLS[name](x, self.stride)), scales[name]))
         if self.stride == 2 and self.auxiliary_skip:
-            parts.append(self.bypass(rectified) * bypass.to(x.dtype))
+            parts.append(self.bypass(rectified, bypass.repeat_interleave(self.channels)))
         own = [scales[SKIP]] if SKIP in scales else []
         own += [scales[name] for name, block in self.settings.items()
                 if name in scales and block.shortcut]  # fmt: skip
-        own += [bypass.expand_as(rows[0])] if self.auxiliary_skip else []
+        own += [bypass.repeat_interleave(self.channels)] if self.auxiliary_skip else []
         if own and self.stride == 1:
             factor = torch.stack(own).sum(0).to(x.dtype)
             parts.append(inputs["states"] * factor[:, None, None])
@@ -284,6 +284,14 @@ INPUTS = {SKIP: "reduced", "inverted_residual": "state", "sandglass": "states"}
 """What an operator reads, if it is not the state after a ReLU, once for each edge."""
 
 
+def rows_by_source(nodes: int) -> list[list[int]]:
+    """Places of the edges that leave each state, in the order of `edges_of`."""
+    return [
+        [row for row, (_, source) in enumerate(edges_of(nodes)) if source == state]
+        for state in range(nodes + 1)
+    ]
+
+
 class SearchCell(nn.Module):
     """A cell with all edges and all operators.
 
@@ -318,35 +326,36 @@ class SearchCell(nn.Module):
             self.preprocess0 = nn.Sequential(nn.Conv2d(before, channels, 1, bias=False),
                                              Norm(channels))  # fmt: skip
         self.preprocess1 = nn.Sequential(nn.Conv2d(last, channels, 1, bias=False), Norm(channels))
-        rows = [[row for row, (_, source) in enumerate(edges_of(nodes)) if source == state]
-                for state in range(nodes + 1)]  # fmt: skip
-        self.rows = [tuple(some) for some in rows]
         self.fans = nn.ModuleList(
-            Fan(channels // partial_channels, len(some), 2 if reduction and state < 2 else 1, **fan)
-            for state, some in enumerate(rows)
+            Fan(channels // partial_channels, len(rows), 2 if reduction and state < 2 else 1, **fan)
+            for state, rows in enumerate(rows_by_source(nodes))
         )
 
     def forward(
-        self, before: Tensor, last: Tensor, weights: Tensor, edges: Tensor | None, bypass: Tensor
+        self,
+        before: Tensor,
+        last: Tensor,
+        weights: Sequence[Tensor],
+        edges: Sequence[Tensor],
+        bypass: Tensor,
     ) -> Tensor:
         """The nodes side by side, (N, nodes * channels, ...).
 
         Args:
             before: Output of the cell before the last.
             last: Output of the last cell.
-            weights: Of operators, (edges, operators).
-            edges: Of the edges themselves, (edges,); None: all count alike.
-            bypass: Weight of the second skip connections.
+            weights: Of operators, (edges, operators) for each state that they leave.
+            edges: Of the edges themselves, (edges,) for each state; none: all count alike.
+            bypass: Weight of the second skip connections, a scalar.
         """
         states = [self.preprocess0(F.relu(before)), self.preprocess1(F.relu(last))]
         waiting: list[list[Tensor]] = [[] for _ in range(self.nodes)]
         for number, fan in enumerate(self.fans):
             if number > 1:
                 states.append(sum(waiting[number - 2][1:], waiting[number - 2][0]))
-            rows = list(self.rows[number])
-            own = None if edges is None else edges[rows]
-            outs = self._edges(fan, states[number], weights[rows], own, bypass)
-            for place, out in zip(range(self.nodes - len(rows), self.nodes), outs, strict=True):
+            own = edges[number] if edges else None
+            outs = self._edges(fan, states[number], weights[number], own, bypass)
+            for place, out in zip(range(self.nodes - len(outs), self.nodes), outs, strict=True):
                 waiting[place].append(out)
         states.append(sum(waiting[-1][1:], waiting[-1][0]))
         return torch.cat(states[2:], 1)
@@ -355,8 +364,9 @@ class SearchCell(nn.Module):
         self, fan: nn.Module, x: Tensor, weights: Tensor, own: Tensor | None, bypass: Tensor
     ) -> Sequence[Tensor]:
         """What each edge makes of a state; `own` are weights of the edges themselves."""
+        bypass = bypass.expand(len(weights))
         if own is not None:
-            weights = weights * own[:, None]
+            weights, bypass = weights * own[:, None], bypass * own
         if self.partial == 1:
             return fan(x, weights, bypass)
         # PC-DARTS (arXiv 1907.05737): the other channels pass by, and a shuffle mixes both.
@@ -453,7 +463,11 @@ class Supernet(nn.Module):
         self.beta: Tensor | None
         self.register_buffer("alpha", 1e-3 * torch.randn(2, edges, len(self.operators)))
         self.register_buffer("beta", 1e-3 * torch.randn(2, edges) if edge_weights else None)
-        self.register_buffer("bypass", torch.ones(()), persistent=False)
+        self.register_buffer("bypass", torch.ones(()))
+        rows = rows_by_source(nodes)
+        self.sizes = [len(some) for some in rows]
+        order = torch.tensor([row for some in rows for row in some])
+        self.register_buffer("order", order, persistent=False)
 
     @property
     def architecture(self) -> list[Tensor]:
@@ -477,15 +491,23 @@ class Supernet(nn.Module):
         alpha = self.alpha if alpha is None else alpha
         beta = self.beta if beta is None else beta
         weights, edges = self._softmax(alpha, beta)
-        bypass = self.get_buffer("bypass")
+        # In the order of the states that edges leave, by tensors: lists would wait for the device.
+        order, bypass = self.get_buffer("order"), self.get_buffer("bypass")
+        by_state = [one.split(self.sizes) for one in weights.index_select(1, order)]
+        own = [()] * 2
+        if edges is not None:
+            own = [one.split(self.sizes) for one in edges.index_select(1, order)]
         before = last = self.stem(images)
         for cell in self.cells:
             assert isinstance(cell, SearchCell)
             kind = int(cell.reduction)
-            given = (before, last, weights[kind], None if edges is None else edges[kind], bypass)
+            given = (before, last, by_state[kind], own[kind], bypass)
             if self.checkpointing and torch.is_grad_enabled():
                 out = checkpoint(
-                    cell, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), Again())
+                    cell,
+                    *given,
+                    use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), StatisticsKept()),
                 )
                 assert isinstance(out, Tensor)
             else:
@@ -515,12 +537,12 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def entropy(self) -> float:
         """Mean entropy of the edges' softmax over its maximum, in [0, 1]; 1: nothing is decided."""
-        weights = self._softmax(self.alpha, None)[0].double()
+        weights = self._softmax(self.alpha, None)[0].cpu().double()
         each = -(weights * weights.clamp_min(1e-30).log()).sum(-1)
         return float(each.mean() / torch.tensor(float(len(self.operators))).log())
 
 
-class Again:
+class StatisticsKept:
     """Leaves running statistics as they are, where a forward pass is repeated.
 
     It is entered once more for a second backward pass, which a generator could not be.
