@@ -67,7 +67,6 @@ OF_DETECTION = {
 
 
 OF_SEARCH = {
-    "model": ("supernet",),
     "experiment": ("darts_digits", "darts_mini", "darts_table"),
     "space": ("darts", "darts_inverted_residual", "darts_sandglass"),
     "architecture": ("adam_darts",),
@@ -158,13 +157,13 @@ def test_every_config_says_what_it_is(path: Path) -> None:
     assert path.read_text().startswith("#")
 
 
-NO_IDENTITY = ("mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
+NO_IDENTITY = ("darts", "mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
                "ablation/thin_ends_depthwise_stride", "ablation/extra_depthwise",
                "ablation/shortcut_thin", "ablation/shortcut_none", *NEEDS_NAME)  # fmt: skip
 """Models that have no identity tensor multiplier, and say so."""
 
 
-@pytest.mark.parametrize("model", sorted({*choices("model")} - {*NEEDS_NAME, "supernet"}))
+@pytest.mark.parametrize("model", sorted({*choices("model")} - {*NEEDS_NAME}))
 def test_the_width_reaches_the_network(model: str) -> None:
     config = composed(f"model={model}", "width=0.6", "data=synthetic")
     network = build(config.model.network, num_classes=1000)

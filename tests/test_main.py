@@ -40,7 +40,7 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["epochs", "=", "3"], ["expected no spaces around it: epochs=3"]),
         (["width=0,35"], ["expected a decimal point, width=0.35"]),
         (["-m", "width=0,35"], ["expected a decimal point, width=0.35"]),
-        (["model=resnet"], ["error: model=resnet: there is no such choice; choices: effi"]),
+        (["model=resnet"], ["error: model=resnet: there is no such choice; choices: darts, effi"]),
         (["model=mobilenxt"], ["did you mean model=mobilenext or model=mobilenetv2?"]),
         (["modle=mobilenext"], ["there is no key modle; did you mean model?"]),
         (["data=null"], ["error: data=null: expected the name of a choice"]),

@@ -34,8 +34,8 @@ def new_supernet(
     network, cost = new_network(config, num_classes, process)
     if not isinstance(network, Searched):
         raise InputError(
-            f"model={config.model.name}: expected a supernet, which is model=supernet, got a "
-            f"{type(network).__name__}"
+            "model.network: expected mobilenext.models.Supernet, got a "
+            f"{type(network).__name__}; a search's size is channels, cells and nodes"
         )
     return network, cost
 

@@ -315,7 +315,7 @@ def test_names_that_mean_nothing(name: str, message: str, monkeypatch: Any) -> N
         (("ema_decay=0.9",), "ema_decay=0.9: expected null in a search"),
         (("space.sandglass.kernel=2",), "space.sandglass.kernel: expected an odd number"),
         (("space.operators=[none,conv]",), "operators: expected some of none, max_pool_3x3"),
-        (("model=mobilenext",), "model=mobilenext: expected a supernet"),
+        (("model.network._target_=mobilenext.models.DartsNetwork",), "has no argument"),
         (("data.root=/nowhere", "data=cifar10"), "expected CIFAR-10 in"),
         (("runtime.micro_batch=30",), "runtime.micro_batch=30: expected a divisor of 80"),
         (("nodes=17",), "nodes=17: expected 1 to 16"),
