@@ -171,17 +171,12 @@ class Genotype:
         c, norm = channels, 2 * channels
         if operator == SKIP:
             return c * c + norm if stride == 2 else 0
-        if operator in BLOCKS:
-            settings: BlockSettings = getattr(self, operator)
-            thin = operator == "sandglass"
-            hidden = max(1, c // settings.ratio) if thin else c * settings.ratio
-            depthwise = settings.kernel**2 * (2 * c if thin else hidden)
-            return (
-                depthwise
-                + 2 * c * hidden
-                + (3 * norm if thin else norm + 2 * hidden)
-                + (2 * hidden)
-            )
+        if operator == "sandglass":
+            hidden, kernel = max(1, c // self.sandglass.ratio), self.sandglass.kernel
+            return 2 * c * (kernel**2 + hidden) + 3 * norm + 2 * hidden
+        if operator == "inverted_residual":
+            hidden, kernel = c * self.inverted_residual.ratio, self.inverted_residual.kernel
+            return hidden * (kernel**2 + 2 * c + 4) + norm
         if operator.endswith(("3x3", "5x5")) and "conv" in operator:
             once = int(operator[-1]) ** 2 * c + c * c + norm
             return 2 * once if operator.startswith("sep") else once

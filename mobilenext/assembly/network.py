@@ -230,8 +230,8 @@ def tried(
     Raises:
         InputError: The network does not take such a batch.
     """
-    share = config.data.global_batch_size // process.world_size
-    count, size = min(config.runtime.micro_batch or share, 2), config.data.image_size
+    count = min(config.runtime.micro_batch or _share(config, process), 2)
+    size = config.data.image_size
     before = [buffer.clone() for buffer in network.buffers()]
     shape = (count, 3, size, size)
     kept: dict[int, int] = {}
@@ -260,6 +260,22 @@ TIGHT = 0.8
 """Share of the memory that is left, above which a step is worth a note."""
 
 
+def memory_of_step(config: LoopConfig, kept: int, process: Process) -> tuple[int, int]:
+    """Images of a forward pass of one process, and bytes that it and its backward pass need, about.
+
+    Args:
+        config: The run's config.
+        kept: Bytes that the forward pass keeps for each image, see `tried`.
+        process: This process.
+    """
+    images = config.runtime.micro_batch or _share(config, process)
+    return images, int(MEMORY_FACTOR * kept * images)
+
+
+def _share(config: LoopConfig, process: Process) -> int:
+    return config.data.global_batch_size // process.world_size
+
+
 def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
     """A note on a training step that needs nearly all memory, if it does.
 
@@ -272,10 +288,8 @@ def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
         InputError: On a CPU, where the system would end the process without a word, the step needs
             more memory than there is.
     """
-    available = available_bytes(process.device)
-    share = config.data.global_batch_size // process.world_size
-    images = config.runtime.micro_batch or share
-    needed = int(MEMORY_FACTOR * kept * images)
+    images, needed = memory_of_step(config, kept, process)
+    share, available = _share(config, process), available_bytes(process.device)
     if available is None or needed <= TIGHT * available:
         return []
     smaller = even_micro_batch(share, max(1, int(TIGHT * available / (MEMORY_FACTOR * kept))))

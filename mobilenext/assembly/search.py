@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobilenext.assembly.network import MEMORY_FACTOR, new_network, train_mode, tried
+from mobilenext.assembly.network import memory_of_step, new_network, train_mode, tried
 from mobilenext.config import SearchConfig
 from mobilenext.config.targets import build
 from mobilenext.errors import InputError
@@ -19,6 +19,8 @@ from mobilenext.runtime.precision import Precision
 from mobilenext.training.architecture import ArchitectureUpdate, Batch, Searched
 from mobilenext.training.progress import format_seconds
 
+LARGEST_CELL = 2
+"""Memory of the largest cell, as a multiple of the cells' mean: 1.8 in DARTS' supernet."""
 TWICE_TIMED = 5.0
 """Seconds of a first step, below which a second one is timed: the first has things to set up."""
 
@@ -92,20 +94,11 @@ def try_supernet(
     if config.order == "second":  # both graphs are there at the same time
         return kept + tried(config, network, attempt_twice, process)
     if config.checkpointing:  # one cell's activations come on top; the first have the largest maps
-        set_checkpointing(network, False)
+        network.checkpointing = False
         whole = tried(config, network, attempt, process)
-        set_checkpointing(network, True)
+        network.checkpointing = True
         return kept + LARGEST_CELL * whole // config.cells
     return kept
-
-
-LARGEST_CELL = 2
-"""Memory of the largest cell, as a multiple of the cells' mean: 1.8 in DARTS' supernet."""
-
-
-def set_checkpointing(network: Any, wanted: bool) -> None:
-    """Have a supernet compute activations again, or not."""
-    network.checkpointing = wanted
 
 
 def memory_notes(config: SearchConfig, kept: int, process: Process) -> list[str]:
@@ -119,9 +112,8 @@ def memory_notes(config: SearchConfig, kept: int, process: Process) -> list[str]
     Raises:
         InputError: There is not so much memory.
     """
+    images, needed = memory_of_step(config, kept, process)
     available = available_bytes(process.device)
-    images = config.runtime.micro_batch or config.data.global_batch_size // process.world_size
-    needed = int(MEMORY_FACTOR * kept * images)
     text = f"a step needs about {needed / 1e9:.1f} GB on each process"
     if available is not None and needed > available:
         larger = [] if config.checkpointing or config.order != "first" else ["checkpointing=true"]

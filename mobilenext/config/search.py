@@ -84,9 +84,9 @@ class SearchConfig(LoopConfig):
         check(0 < share < 1, "train_share", "a share above 0 and below 1", share)
         check(1 <= nodes <= MOST_NODES, "nodes", f"1 to {MOST_NODES}", nodes)
         check(skips is None or skips >= 1, "max_skips", "null, or at least 1", skips)
-        for key, alternative in (("width", "channels"), ("identity", "channels")):
+        for key in ("width", "identity"):
             value = getattr(self, key)
-            check(value == 1, key, f"1: a supernet's size is {alternative}=...", value)
+            check(value == 1, key, "1: a supernet's size is channels=...", value)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
         check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
         expected = "reduce or broadcast: a supernet's norms have no synchronised form"

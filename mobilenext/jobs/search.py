@@ -115,10 +115,11 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
             )  # fmt: skip
             if scores is None:
                 return None
-            found = _row(network)
-            run.report(ROWS, found, _curves(network, found["alphas"]))
-            _leave(config, run, network)
-            return scores | {key: found[key] for key in ("skips", "entropy", "found_params")}
+            found = network.genotype()
+            row = _row(network, found)
+            run.report(ROWS, row, _curves(network, row["alphas"]))
+            _leave(config, run, found)
+            return scores | {key: row[key] for key in ("skips", "entropy", "found_params")}
 
         for epoch in run.epochs():
             if _collapsed(config, network, epoch):
@@ -137,14 +138,13 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
                     alphas(others, train, step.lr)
                 step.measured = update((*train, train[1]), loss)
             run.end_epoch(epoch, scored)
-        found = network.genotype()
         result = run.finish(
             {"kind": "search", **result_entries(config, run, cost, precision),
-             **_entries(config, run, network, found)},
+             **_entries(config, run, network)},
             _hyperparameters(config, precision),
             shown=("top1", "num_params", "found_params", "skips", "entropy"),
         )  # fmt: skip
-    say(_last_lines(result, config, folder, found), process)
+    say(_last_lines(result, config, folder), process)
     return result
 
 
@@ -156,9 +156,8 @@ def _collapsed(config: SearchConfig, network: Searched, epoch: int) -> bool:
     )
 
 
-def _row(network: Searched) -> dict[str, Any]:
-    """What the alphas are now, and what they make."""
-    found = network.genotype()
+def _row(network: Searched, found: Genotype) -> dict[str, Any]:
+    """What the alphas are now, and the cells that they make."""
     weights, edges = network.weights()
     return {
         "genotype": found.to_plain(),
@@ -180,9 +179,9 @@ def _curves(network: Searched, weights: list[Any]) -> dict[str, float]:
     }
 
 
-def _leave(config: SearchConfig, run: Run, network: Searched) -> None:
-    """Write the cells that the alphas describe at an epoch's end, before its checkpoint."""
-    found, epochs = network.genotype(), run.state.epoch + 1
+def _leave(config: SearchConfig, run: Run, found: Genotype) -> None:
+    """Write the cells that were found by an epoch's end, before its checkpoint."""
+    epochs = run.state.epoch + 1
     title = f"{config.space.name}, seed {config.seed}, {epochs} epochs"
 
     def write() -> None:
@@ -234,18 +233,15 @@ def _start_lines(
     return "\n".join([first, *lines, decoder, f"run folder: {run.folder.path}"])
 
 
-def _entries(config: SearchConfig, run: Run, network: Searched, found: Genotype) -> dict[str, Any]:
-    """What result.json says of the search."""
+def _entries(config: SearchConfig, run: Run, network: Searched) -> dict[str, Any]:
+    """What result.json says of the search: what was found is what the last epoch has."""
     rows = run.process.on_main(lambda: run.folder.rows(ROWS))
     left_out = ("kind", "step")
     return {
         "space": config.space.name,
         "order": config.order,
         "operators": list(network.operators),
-        "genotype": found.to_plain(),
-        "found_params": found.count_params(),
-        "skips": found.skips,
-        "entropy": network.entropy(),
+        **{key: rows[-1][key] for key in ("genotype", "found_params", "skips", "entropy")},
         "architecture": [{k: v for k, v in row.items() if k not in left_out} for row in rows],
     }
 
@@ -263,15 +259,14 @@ def _hyperparameters(config: SearchConfig, precision: Precision) -> dict[str, fl
     }
 
 
-def _last_lines(
-    result: dict[str, Any], config: SearchConfig, folder: RunFolder, found: Genotype
-) -> str:
+def _last_lines(result: dict[str, Any], config: SearchConfig, folder: RunFolder) -> str:
     genotype = folder.path / "genotype.yaml"
     name = config.data.name
     trains = f"  {command('train')} model=darts genotype={genotype} data={name} epochs=1"
     cells = [
-        f"{name}: " + ", ".join(f"{operator} of {source}" for operator, source in edges)
-        for name, edges in (("normal", found.normal), ("reduce", found.reduce))
+        f"{kind}: "
+        + ", ".join(f"{operator} of {source}" for operator, source in result["genotype"][kind])
+        for kind in ("normal", "reduce")
     ]
     return "\n".join(
         [

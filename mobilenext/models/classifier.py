@@ -114,13 +114,13 @@ class Classifier(nn.Module):
         wanted = [self.feature_info[i]["module"] for i in taken(len(self.feature_info), indices)]
         end = self.feature_info[max(taken(len(self.feature_info), indices))]["module"]
         found: list[Tensor] = []
-        for name, module in self.steps():
-            x = self._step(module, x)
+        last = x
+        for name, last in self._maps(x):
             if name in wanted:
-                found.append(x)
+                found.append(last)
             if name == end and stop_early:
                 break
-        return found if intermediates_only else (x, found)
+        return found if intermediates_only else (last, found)
 
     def prune_intermediate_layers(
         self,
@@ -131,14 +131,9 @@ class Classifier(nn.Module):
         """Drop what `forward_intermediates` does not need for these indices; returns them."""
         del prune_norm
         kept = taken(len(self.feature_info), indices)
-        last = max(kept)
-        after = False
-        for name, _ in list(self.steps()):
-            if after:
-                parent, _, child = name.rpartition(".")
-                setattr(self.get_submodule(parent), child, nn.Identity())
-            after = after or name == self.feature_info[last]["module"]
-        self.num_features = self.feature_info[last]["num_chs"]
+        last = self.feature_info[max(kept)]
+        self._drop_after(last["module"])
+        self.num_features = last["num_chs"]
         if prune_head:
             self.reset_classifier(0, "")
         return kept
@@ -146,6 +141,21 @@ class Classifier(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
+
+    def _maps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """What each step of the trunk makes of images, by the step's name."""
+        for name, module in self.steps():
+            x = self._step(module, x)
+            yield name, x
+
+    def _drop_after(self, last: str) -> None:
+        """Leave nothing of the trunk's steps after one."""
+        after = False
+        for name, _ in list(self.steps()):
+            if after:
+                parent, _, child = name.rpartition(".")
+                setattr(self.get_submodule(parent), child, nn.Identity())
+            after = after or name == last
 
     def _step(self, module: nn.Module, x: Tensor) -> Tensor:
         # Not single layers: an in-place activation would overwrite the input that is kept.

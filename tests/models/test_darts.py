@@ -23,7 +23,13 @@ from mobilenext.genotype import (
 )
 from mobilenext.models.complexity import count_params, measure_complexity
 from mobilenext.models.darts.found import DartsNetwork
-from mobilenext.models.darts.operators import DEPTHWISE, Depthwise, Strided, operator
+from mobilenext.models.darts.operators import (
+    DEPTHWISE,
+    Depthwise,
+    Strided,
+    block_settings,
+    operator,
+)
 from mobilenext.models.darts.supernet import Fan, SearchCell, Supernet, rows_by_source
 
 EVERY = (*SPACES["darts_sandglass"], "inverted_residual")
@@ -82,7 +88,7 @@ def one_by_one(fan: Fan) -> nn.ModuleList:
 )
 def test_a_fan_is_its_edges(operators: tuple[str, ...], stride: int) -> None:
     torch.manual_seed(0)
-    fan = Fan(6, 3, stride, operators).double()
+    fan = Fan(6, 3, stride, operators, block_settings()).double()
     edges = one_by_one(fan)
     weights = torch.randn(3, len(operators), dtype=torch.float64).softmax(1)
     x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
@@ -164,7 +170,7 @@ def test_fans_call_few_operators() -> None:
             run()
         return sum(event.count for event in seen.key_averages() if event.key in counted)
 
-    fan = Fan(8, 4, 1, SPACES["darts"])
+    fan = Fan(8, 4, 1, SPACES["darts"], block_settings())
     edges, x = one_by_one(fan), torch.randn(2, 8, 8, 8)
     weights = torch.full((4, 8), 1 / 8)
 
@@ -181,7 +187,9 @@ def test_a_search_cell_adds_up_its_edges() -> None:
     """The order of edges: each row of the weights belongs to one node and one source."""
     torch.manual_seed(0)
     nodes = 3
-    cell = SearchCell(12, 12, 4, nodes, False, False, 1, {"operators": SPACES["darts"]}).double()
+    cell = SearchCell(
+        12, 12, 4, nodes, False, False, 1, {"operators": SPACES["darts"], "settings": {}}
+    ).double()
     before, last = (torch.randn(2, 12, 8, 8, dtype=torch.float64) for _ in range(2))
     weights = torch.randn(9, 8, dtype=torch.float64).softmax(1)
     bypass = torch.zeros((), dtype=torch.float64)
@@ -226,7 +234,7 @@ def test_a_second_skip_that_counts_nothing_is_darts() -> None:
 
 
 def test_a_second_skip_counts_as_its_edge_does() -> None:
-    fan: dict[str, Any] = {"operators": ("none", SKIP), "auxiliary_skip": True}
+    fan: dict[str, Any] = {"operators": ("none", SKIP), "settings": {}, "auxiliary_skip": True}
     for reduction in (False, True):
         cell = SearchCell(12, 12, 4, 1, reduction, False, 1, fan)
         maps = torch.randn(2, 12, 4, 4), torch.randn(2, 12, 4, 4)
@@ -247,7 +255,7 @@ def test_a_supernet_comes_back_from_its_weights() -> None:
 
 def test_partial_channels_pass_the_others_by() -> None:
     torch.manual_seed(0)
-    fan: dict[str, Any] = {"operators": ("none", SKIP)}
+    fan: dict[str, Any] = {"operators": ("none", SKIP), "settings": {}}
     cell = SearchCell(24, 24, 8, 1, False, False, 2, fan)
     before, last = torch.randn(2, 24, 4, 4), torch.randn(2, 24, 4, 4)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
@@ -436,6 +444,6 @@ def test_blocks_have_the_settings_that_are_asked_for() -> None:
     convs = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     assert [c.kernel_size[0] for c in convs] == [5, 1, 1, 5]
     assert convs[1].out_channels == 4
-    assert not block.shortcut
+    assert not block.residual
     assert DARTS_V2.skips == 2
     assert set(DEPTHWISE) < set(SPACES["darts"])

@@ -13,11 +13,11 @@ from mobilenext.models.classifier import Classifier, Step, taps
 from mobilenext.models.darts.operators import (
     FEWEST_CHANNELS,
     FactorizedReduction,
-    conv_norm,
     operator,
     relu_conv_norm,
 )
-from mobilenext.models.parts import Pooling, taken
+from mobilenext.models.layers import conv_norm
+from mobilenext.models.parts import Pooling
 
 
 class FoundCell(nn.Module):
@@ -99,7 +99,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, into: int, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.ReLU(), nn.AvgPool2d(5, 3, count_include_pad=False), *conv_norm(into, 128),
+            nn.ReLU(), nn.AvgPool2d(5, 3, count_include_pad=False), *conv_norm(into, 128, 1),
             nn.ReLU(), nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU(),
         )  # fmt: skip
         self.classifier = nn.Linear(768, num_classes)
@@ -165,7 +165,7 @@ class DartsNetwork(Classifier):
         channels = max(FEWEST_CHANNELS, 2 * round(channels * width_mult / 2))
         self.genotype, self.num_classes, self.drop_path = found, num_classes, drop_path
         width = 3 * channels
-        self.stem = nn.Sequential(*conv_norm(3, width, 3, stem_stride))
+        self.stem = nn.Sequential(*conv_norm(3, width, 3, stride=stem_stride))
         self.cells = nn.ModuleList()
         before, last, reduced = width, width, False
         strided: list[tuple[str, int, int]] = [("stem", width, stem_stride)]
@@ -216,42 +216,31 @@ class DartsNetwork(Classifier):
             else:
                 self.auxiliary_head = None
 
-    def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
-    ) -> list[int]:
-        """Drop the cells that `forward_intermediates` does not need for these indices."""
-        del prune_norm
-        kept = taken(len(self.feature_info), indices)
-        last = self.feature_info[max(kept)]
-        count = 0 if last["module"] == "stem" else 1 + int(last["module"].partition(".")[2])
-        self.cells = self.cells[:count]
-        if count <= self.auxiliary_after:
+    def _drop_after(self, last: str) -> None:
+        # Cells take two maps, so nothing stands for one.
+        names = [name for name, _ in self.steps()]
+        self.cells = self.cells[: names.index(last)]
+        if len(self.cells) <= self.auxiliary_after:
             self.auxiliary_head = None
-        self.num_features = last["num_chs"]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return kept
 
-    def _maps(self, images: Tensor) -> Iterator[Tensor]:
-        """What each step of the trunk makes."""
+    def _maps(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         kept = self.get_buffer("kept") if self.training and self.drop_path else None
-        before = last = self.stem(images)
-        yield last
-        for cell in self.cells:
+        before = last = self.stem(x)
+        yield "stem", last
+        for number, cell in enumerate(self.cells):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 out = checkpoint(cell, before, last, kept, use_reentrant=False)
                 assert isinstance(out, Tensor)
             else:
                 out = cell(before, last, kept)
             before, last = last, out
-            yield last
+            yield f"cells.{number}", last
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images (N, 3, H, W) to the last feature map (N, num_features, h, w)."""
-        *_, last = self._maps(images)
+        last = images
+        for _, out in self._maps(images):
+            last = out
         return last
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -259,42 +248,13 @@ class DartsNetwork(Classifier):
         pooled = self.global_pool(x)
         return pooled if pre_logits else self.classifier(pooled)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """As of every `Classifier`."""
-        del norm
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt: expected NCHW, got {output_fmt}")
-        places = taken(len(self.feature_info), indices)
-        wanted = [self.feature_info[place]["module"] for place in places]
-        end = self.feature_info[max(places)]["module"]
-        found: list[Tensor] = []
-        for (name, _), out in zip(self.steps(), self._maps(x), strict=True):
-            x = out
-            if name in wanted:
-                found.append(x)
-            if name == end and stop_early:
-                break
-        return found if intermediates_only else (x, found)
-
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Logits (N, num_classes); in training with an auxiliary head also its logits."""
         if self.auxiliary_head is None or not self.training:
             return self.forward_head(self.forward_features(images))
-        auxiliary: Tensor | None = None
-        last = images
-        for number, last in enumerate(self._maps(images), -1):  # the stem comes before cell 0
-            if number == self.auxiliary_after:
-                auxiliary = self.auxiliary_head(last)
-        assert auxiliary is not None
-        return self.forward_head(last), auxiliary
+        maps = dict(self._maps(images))  # which training keeps in any case
+        auxiliary = self.auxiliary_head(maps[f"cells.{self.auxiliary_after}"])
+        return self.forward_head(maps[f"cells.{len(self.cells) - 1}"]), auxiliary
 
 
 def check_size(channels: int, cells: int, stem_stride: int) -> None:

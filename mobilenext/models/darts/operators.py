@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.genotype import BLOCKS, NONE, OPERATORS, SKIP, BlockSettings
+from mobilenext.models.layers import conv_norm, relu6
+from mobilenext.models.sandglass import SandglassBlock
 
 FEWEST_CHANNELS = 4
 """Of an operator: a factorized reduction makes half of them at a time, and a sandglass block has a
@@ -22,14 +24,6 @@ DEPTHWISE = {
     "dil_conv_5x5": (5, 2),
 }
 """Kernel and dilation of the operators that are depthwise separable convolutions."""
-
-
-def conv_norm(into: int, out: int, kernel: int = 1, stride: int = 1, groups: int = 1,
-              dilation: int = 1) -> list[nn.Module]:  # fmt: skip
-    """A convolution without a bias that keeps the size (over its stride), and its batch norm."""
-    padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(into, out, kernel, stride, padding, dilation, groups, bias=False)
-    return [convolution, nn.BatchNorm2d(out)]
 
 
 class Depthwise(nn.Conv2d):
@@ -82,7 +76,7 @@ class Depthwise(nn.Conv2d):
 
 def relu_conv_norm(into: int, out: int) -> nn.Sequential:
     """ReLU, a 1x1 convolution, batch norm: DARTS' way to a cell's number of channels."""
-    return nn.Sequential(nn.ReLU(), *conv_norm(into, out))
+    return nn.Sequential(nn.ReLU(), *conv_norm(into, out, 1))
 
 
 class Strided(nn.Conv2d):
@@ -143,48 +137,33 @@ def one_further(x: Tensor) -> Tensor:
     return x[:, :, 1:, 1:]
 
 
-class Block(nn.Module):
-    """A sandglass block or an inverted residual as an operator, with a shortcut at stride 1.
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; ReLU6 after the first two (MobileNetV2, arXiv 1801.04381).
 
     Args:
-        layers: Of its branch.
-        shortcut: Whether the input is added.
+        channels: Of input and output.
+        stride: 1 or 2; with 1 the input may be added.
+        settings: Kernel, ratio and shortcut.
+
+    Shapes:
+        (N, channels, H, W) to (N, channels, ceil(H / stride), ceil(W / stride)).
     """
 
-    def __init__(self, layers: list[nn.Module], shortcut: bool) -> None:
+    def __init__(self, channels: int, stride: int, settings: BlockSettings) -> None:
         super().__init__()
-        self.conv, self.shortcut = nn.Sequential(*layers), shortcut
+        hidden = channels * settings.ratio
+        self.shortcut = settings.shortcut and stride == 1
+        self.conv = nn.Sequential(
+            *conv_norm(channels, hidden, 1, activation_layer=relu6),
+            *conv_norm(hidden, hidden, settings.kernel, stride=stride, groups=hidden,
+                       activation_layer=relu6),
+            *conv_norm(hidden, channels, 1),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, ceil(H / stride), ceil(W / stride))."""
+        """See the class."""
         branch = self.conv(x)
         return x + branch if self.shortcut else branch
-
-
-def sandglass(channels: int, stride: int, settings: BlockSettings) -> Block:
-    """Depthwise, reduce, expand, depthwise; ReLU6 after the first and the third.
-
-    Where its stride sits and where it has activations is as in `SandglassBlock`. No rule of eight
-    rounds the middle, which is channels // ratio.
-    """
-    hidden = max(1, channels // settings.ratio)
-    layers: list[nn.Module] = [
-        Depthwise(channels, settings.kernel), nn.BatchNorm2d(channels), nn.ReLU6(),
-        *conv_norm(channels, hidden), *conv_norm(hidden, channels), nn.ReLU6(),
-        Depthwise(channels, settings.kernel, stride), nn.BatchNorm2d(channels),
-    ]  # fmt: skip
-    return Block(layers, settings.shortcut and stride == 1)
-
-
-def inverted_residual(channels: int, stride: int, settings: BlockSettings) -> Block:
-    """Expand, depthwise, project; ReLU6 after the first two (MobileNetV2, arXiv 1801.04381)."""
-    hidden = channels * settings.ratio
-    layers: list[nn.Module] = [
-        *conv_norm(channels, hidden), nn.ReLU6(),
-        Depthwise(hidden, settings.kernel, stride), nn.BatchNorm2d(hidden), nn.ReLU6(),
-        *conv_norm(hidden, channels),
-    ]  # fmt: skip
-    return Block(layers, settings.shortcut and stride == 1)
 
 
 class Zero(nn.Module):
@@ -223,11 +202,16 @@ def operator(
 
         def once(stride: int) -> list[nn.Module]:
             return [nn.ReLU(), Depthwise(channels, kernel, stride, dilation),
-                    *conv_norm(channels, channels)]  # fmt: skip
+                    *conv_norm(channels, channels, 1)]  # fmt: skip
 
         return nn.Sequential(*once(stride), *(once(1) if dilation == 1 else []))
-    build = {"sandglass": sandglass, "inverted_residual": inverted_residual}[name]
-    return build(channels, stride, blocks[name])
+    settings = blocks[name]
+    if name == "sandglass":
+        return SandglassBlock(
+            channels, channels, stride, hidden_channels=max(1, channels // settings.ratio),
+            kernel_size=settings.kernel, shortcut=settings.shortcut,
+        )  # fmt: skip
+    return InvertedResidual(channels, stride, settings)
 
 
 def block_settings(**blocks: Mapping[str, Any] | None) -> dict[str, BlockSettings]:

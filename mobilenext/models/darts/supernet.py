@@ -182,8 +182,7 @@ class Fan(nn.Module):
         edges: Number of edges.
         stride: 1 or 2.
         operators: Their names.
-        sandglass: Kernel, ratio and shortcut of sandglass blocks, if they are among these.
-        inverted_residual: The same of inverted residuals.
+        settings: Of those that have some, by name.
         auxiliary_skip: Whether each edge has a second skip connection, whose weight is given.
     """
 
@@ -193,14 +192,13 @@ class Fan(nn.Module):
         edges: int,
         stride: int,
         operators: Sequence[str],
-        sandglass: Mapping[str, Any] | None = None,
-        inverted_residual: Mapping[str, Any] | None = None,
+        settings: Mapping[str, BlockSettings],
         auxiliary_skip: bool = False,
     ) -> None:
         super().__init__()
         self.channels, self.edges, self.stride = channels, edges, stride
         self.operators, self.auxiliary_skip = tuple(operators), auxiliary_skip
-        self.settings = block_settings(sandglass=sandglass, inverted_residual=inverted_residual)
+        self.settings = settings
         self.wide = nn.ModuleDict()
         for name in operators:
             if name in DEPTHWISE:
@@ -319,7 +317,6 @@ class SearchCell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.reduction, self.partial = nodes, reduction, partial_channels
-        self.after_reduction = after_reduction
         if after_reduction:
             self.preprocess0: nn.Module = Reduction(before, channels)
         else:
@@ -401,7 +398,7 @@ class Supernet(nn.Module):
         partial_channels: PC-DARTS: one of so many channels goes through the operators.
         edge_weights: PC-DARTS: edges have weights of their own, a softmax for each node.
         auxiliary_skip: DARTS- (arXiv 2009.01027): a second skip connection on each edge, whose
-            weight falls from 1 to 0 with `set_progress`.
+            weight falls from 1 towards 0 with `set_progress`.
         checkpointing: Compute the cells' activations again in the backward pass.
         stem_stride: Of the first convolution; 2 halves all maps.
 
@@ -441,8 +438,8 @@ class Supernet(nn.Module):
             raise InputError(f"nodes: expected 1 to 16, got {nodes}")
         self.settings = block_settings(sandglass=sandglass, inverted_residual=inverted_residual)
         fan = {
-            "operators": self.operators, "sandglass": sandglass,
-            "inverted_residual": inverted_residual, "auxiliary_skip": auxiliary_skip,
+            "operators": self.operators, "settings": self.settings,
+            "auxiliary_skip": auxiliary_skip,
         }  # fmt: skip
         width = 3 * channels
         self.stem = nn.Sequential(
