@@ -7,10 +7,11 @@ the number of threads, on the world size or on where a run was resumed, and no g
 to be saved.
 """
 
+import functools
 import hashlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -74,8 +75,26 @@ def host_draws(purpose: str, *counters: int) -> Iterator[None]:
 
 
 def seed_devices(purpose: str, *counters: int) -> None:
-    """Seed torch on the CPU and on every accelerator (initialisation, dropout)."""
-    torch.manual_seed(counter_seed(purpose, *counters))
+    """Seed torch on the CPU and on this process's accelerator (initialisation, dropout)."""
+    value = counter_seed(purpose, *counters)
+    for seed in _seeders():
+        seed(value)
+
+
+@functools.cache
+def _seeders() -> tuple[Callable[[int], object], ...]:
+    """Functions that seed torch's generators here.
+
+    `torch.manual_seed` takes a stack trace for each kind of device that has not been used, at every
+    call; in a training step that shows.
+    """
+    known = {"cuda": torch.cuda.manual_seed, "mps": torch.mps.manual_seed}
+    if not torch.accelerator.is_available():
+        return (torch.default_generator.manual_seed,)
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or accelerator.type not in known:
+        return (torch.manual_seed,)
+    return torch.default_generator.manual_seed, known[accelerator.type]
 
 
 def generator(purpose: str, *counters: int) -> torch.Generator:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.data import DeviceBatches, Loader, eval_loader, eval_transform, synthetic
-from mobilenext.metrics.classification import score
+from mobilenext.metrics.classification import score, score_all
 from mobilenext.runtime.distributed import Agreement, process_group
 
 LENGTHS = (1, 7, 64, 65)
@@ -40,7 +40,8 @@ if __name__ == "__main__":
             results[length] = score(Pixels(), shard(length), to_device, process, length)
         # one rank that wants to end is enough, and no rank is left waiting
         last = process.rank == process.world_size - 1
-        given_up = score(Pixels(), shard(65), to_device, process, 65, lambda: last)
+        networks = {"val": Pixels()}
+        given_up = score_all(networks, shard(65), to_device, process, 65, lambda: last)
         results["given up"] = given_up is None
         # each rank's running statistics are its rank
         norm = nn.BatchNorm1d(2)

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.data import DeviceBatches, target_texts
 from mobilenext.errors import Preempted, UserError
-from mobilenext.metrics.classification import SmoothedCrossEntropy, score
+from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.optim import cosine, set_learning_rate
 from mobilenext.runtime.distributed import Process, process_group
 from mobilenext.runtime.precision import Precision
@@ -48,6 +48,7 @@ SETTINGS: dict[str, Any] = {
     "timeout": 1.0,
     "lr": 0.1,
     "largest_file": 0,
+    "eval_every": 1,
 }
 
 
@@ -136,7 +137,8 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
         run = Run(
             process, folder, state, loaders, rate,
             RunSettings(settings["epochs"], settings["log_every"], settings["timeout"], None,
-                        {"every_steps": settings["every_steps"], "keep": 2}),
+                        {"every_steps": settings["every_steps"], "keep": 2},
+                        settings["eval_every"]),
             "toy: true\n",
         )  # fmt: skip
         opened.enter_context(run)
@@ -158,8 +160,8 @@ def toy(process: Process, folder: RunFolder, **changed: Any) -> dict[str, Any]:
                 time.sleep(settings["seconds"])
             run.end_epoch(
                 epoch,
-                lambda weights: score(
-                    weights, loaders.val, to_device, process, 2 * SHARE * len(loaders.val),
+                lambda networks: score_all(
+                    networks, loaders.val, to_device, process, 2 * SHARE * len(loaders.val),
                     run.interrupted, shown=run.evaluating,
                 ),
             )  # fmt: skip

@@ -113,6 +113,7 @@ def new_update(
         config.runtime.micro_batch,
         config.clip_grad_norm,
         skips_nonfinite=config.nonfinite == "skip",
+        compiled=config.runtime.compile,
     )
 
 
@@ -178,6 +179,7 @@ def run_settings(config: LoopConfig) -> RunSettings:
         config.runtime.timeout_minutes,
         None if config.init_from is None else Path(config.init_from),
         to_plain(config.checkpoint),
+        config.eval_every,
     )
 
 

@@ -87,6 +87,8 @@ class SearchConfig(LoopConfig):
         for key in ("width", "identity"):
             value = getattr(self, key)
             check(value == 1, key, "1: a supernet's size is channels=...", value)
+        expected = "1 in a search, which writes its cells after each epoch"
+        check(self.eval_every == 1, "eval_every", expected, self.eval_every)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
         check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
         expected = "reduce or broadcast: a supernet's norms have no synchronised form"

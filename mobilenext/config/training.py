@@ -43,6 +43,8 @@ class LoopConfig(HasRun):
     """Strides of the network's five downsampling layers, the stem first: 1 or 2 each."""
     epochs: int = MISSING
     """Passes over the training split, cool-down included."""
+    eval_every: int = added_later(1)
+    """Epochs between evaluations; there is one after the last epoch in any case."""
     decay_norm_and_bias: bool = False
     """Whether weight decay also holds for norms and biases."""
     clip_grad_norm: float | None = None
@@ -86,6 +88,7 @@ class LoopConfig(HasRun):
         self.identity = parse_number(self.identity)
         check_multipliers(self.width, self.identity)
         check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        check(self.eval_every >= 1, "eval_every", "at least 1", self.eval_every)
         decay, clip = self.ema_decay, self.clip_grad_norm
         check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)

@@ -72,26 +72,22 @@ class DeviceBatches:
     def ahead(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, each copied to a CUDA device while the one before it is being computed.
 
-        Elsewhere they pass through.
+        The host asks for a batch as soon as it has launched the step before, and the copy has a
+        stream of its own. Elsewhere batches pass through.
         """
         if self.device.type != "cuda":
             yield from batches
             return
         if self.side is None:  # one for good: memory is kept for the stream that it was used on
             self.side = torch.cuda.Stream(self.device)
-        side = self.side
-        waiting: tuple[Tensor, Tensor] | None = None
+        side, compute = self.side, torch.cuda.current_stream(self.device)
         for batch in batches:
             with torch.cuda.stream(side):
                 copied = tuple(part.to(self.device, non_blocking=True) for part in batch)
-            if waiting is not None:
-                yield waiting
-            torch.cuda.current_stream(self.device).wait_stream(side)
+            compute.wait_stream(side)
             for part in copied:  # its memory must not go to others before this stream is done
-                part.record_stream(torch.cuda.current_stream(self.device))
-            waiting = (copied[0], copied[1])
-        if waiting is not None:
-            yield waiting
+                part.record_stream(compute)
+            yield copied[0], copied[1]
 
 
 def _filled(images: Tensor, places: Tensor) -> Tensor:
@@ -142,6 +138,8 @@ class Augment:
         self.global_batch_size = global_batch_size
         share = global_batch_size // world_size
         self.mine = slice(rank * share, (rank + 1) * share)
+        self.active = [kind for kind, strength in enumerate(self.strengths) if strength > 0]
+        self.kinds: Tensor | None = None
         self.epoch, self.batch = 0, 0
 
     def at(self, epoch: int, batch: int) -> "Augment":
@@ -151,19 +149,20 @@ class Augment:
 
     def jittered(self, pixels: Tensor) -> Tensor:
         """Pixels (N, H, W, 3), uint8 to float32 in [0, 255]; as they are if there is no jitter."""
-        active = [kind for kind, strength in enumerate(self.strengths) if strength > 0]
-        if not active:
+        if not self.active:
             return pixels
+        if self.kinds is None:  # made once: each such copy waits for the device
+            self.kinds = torch.tensor(self.active, device=pixels.device)
         draws = self._draws("jitter", 8, pixels.device)
-        factors, order = self._factors(draws[:, :4]), draws[:, 4:][:, active].argsort(1)
-        kinds = torch.tensor(active, device=pixels.device)[order]
+        factors = self._factors(draws[:, :4])
+        kinds = self.kinds[draws[:, 4:].index_select(1, self.kinds).argsort(1)]
         colours = pixels.permute(0, 3, 1, 2).float().contiguous()
-        for place in range(len(active)):
+        for place in range(len(self.active)):
             kind = kinds[:, place]
             factor = factors.gather(1, kind[:, None])[:, :, None, None]
             kind = kind[:, None, None, None]
             blended = _blended(colours, factor, kind)
-            if active[-1] == 3:
+            if self.active[-1] == 3:
                 blended = torch.where(kind == 3, _turned(colours, factor[:, 0]), blended)
             colours = blended
         return colours.permute(0, 2, 3, 1).contiguous()
@@ -206,7 +205,9 @@ class Augment:
     def _draws(self, purpose: str, count: int, device: torch.device) -> Tensor:
         """This rank's uniform numbers in [0, 1), (N, count)."""
         source = generator(purpose, self.seed, self.epoch, self.batch)
-        draws = torch.rand((self.global_batch_size, count), generator=source)[self.mine]
+        pinned = device.type == "cuda"  # a copy out of other memory may wait for the device
+        size = (self.global_batch_size, count)
+        draws = torch.rand(size, generator=source, pin_memory=pinned)[self.mine]
         return draws.to(device, non_blocking=True)
 
     def _factors(self, draws: Tensor) -> Tensor:

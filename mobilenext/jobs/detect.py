@@ -1,5 +1,6 @@
 """Training of a detector, from top to bottom; the same story as `train`, with boxes for targets."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +31,7 @@ from mobilenext.assembly.network import (
 from mobilenext.config import DetectConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import BoxData, box_texts
-from mobilenext.metrics.detection import MultiBoxLoss, Precision, score_detections
+from mobilenext.metrics.detection import MultiBoxLoss, Precision, score_all_detections
 from mobilenext.metrics.detection_report import detection_files, lines_of, with_targets
 from mobilenext.models.complexity import Complexity
 from mobilenext.optim import set_learning_rate
@@ -43,7 +44,7 @@ from mobilenext.training.meter import TrainMeter
 from mobilenext.training.progress import format_seconds, say
 from mobilenext.training.run import Run
 from mobilenext.training.run_folder import RunFolder
-from mobilenext.training.state import TrainState
+from mobilenext.training.state import Scores, TrainState
 
 
 def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
@@ -99,17 +100,17 @@ def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
         if run.earlier is not None:
             return run.earlier
         say(_start_lines(config, run, cost, images, computing, tight), process)
-        found: dict[nn.Module, Precision] = {}
+        found: dict[str, Precision] = {}
 
-        def score(weights: nn.Module) -> dict[str, Any] | None:
-            precision = score_detections(
-                weights, loaders.val, to_device, process, images.val, len(images.classes), loss,
+        def score(networks: Mapping[str, nn.Module]) -> Scores | None:
+            precisions = score_all_detections(
+                networks, loaders.val, to_device, process, images.val, len(images.classes), loss,
                 run.interrupted, run.evaluating,
             )  # fmt: skip
-            if precision is None:
+            if precisions is None:
                 return None
-            found[weights] = precision
-            return precision.scores
+            found.update(precisions)
+            return {name: precision.scores for name, precision in precisions.items()}
 
         for epoch in run.epochs():
             train_detector_mode(network, config.freeze_backbone)
@@ -126,9 +127,9 @@ def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
                 if average is not None:
                     average.update(network, step.number + 1)
             run.end_epoch(epoch, score)
-        final = state.evaluated()[state.headline]
+        final = state.headline
         # A run that ended after its last checkpoint, and before its result, is evaluated again.
-        if final not in found and score(final) is None:
+        if final not in found and score({final: state.evaluated()[final]}) is None:
             raise run.preempted()
         _leave(run, images, found[final])
         result = run.finish(

@@ -215,7 +215,6 @@ def _evaluate_detector(
             shown=progress.through,
         )  # fmt: skip
         _say_unreadable(loader, process)
-    assert found is not None  # nobody interrupts it
     if not math.isfinite(found.scores["loss"]):
         raise InputError(f"{path}: the loss on {data.name} is {found.scores['loss']}, not finite")
     result = {
@@ -283,7 +282,6 @@ def _predict(
         scores = score(
             network, loader, to_device, process, split, observers=observers, shown=progress.through
         )
-    assert scores is not None  # nobody interrupts it
     _say_unreadable(loader, process)
     counts = None if matrix is None else matrix.total(process)
     predicted = None

@@ -469,7 +469,6 @@ def _detected(
                 Counted(job.network.network, form), loader, to_device, process, images.val,
                 len(images.classes), _no_loss, shown=bar.through,
             )  # fmt: skip
-        assert precision is not None  # nobody interrupts it
         found[name] = {k: value for k, value in precision.scores.items() if k != "loss"}
         if not name:
             for text in loader.unreadable.values():

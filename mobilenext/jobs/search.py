@@ -1,5 +1,6 @@
 """Search for cells by DARTS, from top to bottom; the same story as `train`, with two optimisers."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +31,7 @@ from mobilenext.config import SearchConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts, two_parts
 from mobilenext.genotype import Genotype, edges_of
-from mobilenext.metrics.classification import SmoothedCrossEntropy, score
+from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.models.complexity import Complexity
 from mobilenext.optim import set_learning_rate
 from mobilenext.program import command
@@ -45,7 +46,7 @@ from mobilenext.training.meter import TrainMeter
 from mobilenext.training.progress import format_seconds, say
 from mobilenext.training.run import Run
 from mobilenext.training.run_folder import RunFolder
-from mobilenext.training.state import TrainState
+from mobilenext.training.state import Scores, TrainState
 
 ROWS = "architecture"
 """Kind of the rows of metrics.jsonl that say what the alphas are."""
@@ -108,9 +109,9 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
             return run.earlier
         say(_start_lines(config, run, cost, images, held_out, precision, notes), process)
 
-        def scored(weights: nn.Module) -> dict[str, Any] | None:
-            scores = score(
-                weights, loaders.val, to_device, process, held_out, run.interrupted,
+        def score(networks: Mapping[str, nn.Module]) -> Scores | None:
+            scores = score_all(
+                networks, loaders.val, to_device, process, held_out, run.interrupted,
                 shown=run.evaluating,
             )  # fmt: skip
             if scores is None:
@@ -119,7 +120,8 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
             row = _row(network, found)
             run.report(ROWS, row, _curves(network, row["alphas"]))
             _leave(config, run, found)
-            return scores | {key: row[key] for key in ("skips", "entropy", "found_params")}
+            scores["val"] |= {key: row[key] for key in ("skips", "entropy", "found_params")}
+            return scores
 
         for epoch in run.epochs():
             if _collapsed(config, network, epoch):
@@ -137,7 +139,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
                 if epoch >= config.warmup_epochs:
                     alphas(others, train, step.lr)
                 step.measured = update((*train, train[1]), loss)
-            run.end_epoch(epoch, scored)
+            run.end_epoch(epoch, score)
         result = run.finish(
             {"kind": "search", **result_entries(config, run, cost, precision),
              **_entries(config, run, network)},

@@ -28,7 +28,7 @@ from mobilenext.assembly.network import (
 from mobilenext.config import TrainConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts
-from mobilenext.metrics.classification import SmoothedCrossEntropy, score
+from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.models.complexity import Complexity
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
@@ -113,8 +113,8 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
                     average.update(network, step.number + 1)
             run.end_epoch(
                 epoch,
-                lambda weights: score(
-                    weights, loaders.val, to_device, process, len(images.val), run.interrupted,
+                lambda networks: score_all(
+                    networks, loaders.val, to_device, process, len(images.val), run.interrupted,
                     shown=run.evaluating,
                 ),
             )  # fmt: skip

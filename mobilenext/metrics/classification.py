@@ -1,6 +1,6 @@
 """Accuracy of a classifier: each image exactly once, for any number of processes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,26 @@ Observer = Callable[[Tensor, Tensor, Tensor], object]
 highest ones, falling, (N, at most 5), and the labels (N,). It must not wait for the device."""
 
 
-@torch.no_grad()
 def score(
     network: nn.Module,
+    loader: Loader,
+    to_device: DeviceBatches,
+    process: Process,
+    expected: int,
+    observers: Sequence[Observer] = (),
+    shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[str, Any]:
+    """Scores of one network whose evaluation nobody interrupts; see `score_all`."""
+    scores = score_all(
+        {"val": network}, loader, to_device, process, expected, observers=observers, shown=shown
+    )
+    assert scores is not None
+    return scores["val"]
+
+
+@torch.no_grad()
+def score_all(
+    networks: Mapping[str, nn.Module],
     loader: Loader,
     to_device: DeviceBatches,
     process: Process,
@@ -26,51 +43,58 @@ def score(
     interrupted: Callable[[], bool] = lambda: False,
     observers: Sequence[Observer] = (),
     shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> dict[str, Any] | None:
+) -> dict[str, dict[str, Any]] | None:
     """Top-1 and top-5 in per cent, mean cross-entropy in nats, and the number of images.
 
-    Every process adds up its own images; one sum over all processes follows. Float64 sums of whole
-    numbers below 2**53 are exact, so the accuracies do not depend on the number of processes.
+    All networks see each batch, so that it is decoded once. Every process adds up its own images;
+    one sum over all processes follows. Float64 sums of whole numbers below 2**53 are exact, so the
+    accuracies do not depend on the number of processes.
 
     Args:
-        network: The bare network (not its distributed wrapper), the same on all processes; is left
-            in evaluation mode. Computes in float32.
+        networks: Bare networks (not their distributed wrappers) by name, the same on all processes;
+            are left in evaluation mode. Compute in float32.
         loader: This process's share of the images.
         to_device: From host batches to normalised images.
         process: This process.
         expected: Images of all processes together.
         interrupted: Asked before each batch; where it returns True, this process gives up.
-        observers: Called with each batch of this process, in the loader's order.
+        observers: Called with each batch of this process and the predictions of each network, in
+            the loader's order.
         shown: Passes this process's batches on, and shows how far they are.
 
     Returns:
-        top1, top5, loss, count; unreadable: images that are not part of the count. None if any
-        process gave up.
+        By the network's name: top1, top5, loss, count; unreadable: images that are not part of the
+        count. None if any process gave up.
 
     Raises:
         RuntimeError: The processes saw another number of images than expected.
     """
-    network.eval()
+    for network in networks.values():
+        network.eval()
     exact = torch.float32 if process.device.type == "mps" else torch.float64
-    sums = torch.zeros(4, dtype=exact, device=process.device)
-    gave_up = interrupted()
+    sums = torch.zeros((len(networks), 3), dtype=exact, device=process.device)
+    gave_up, seen, largest = interrupted(), 0, 0
     for pixels, host_labels in to_device.ahead(shown(loader.epoch(0))):
         gave_up = gave_up or interrupted()
         if gave_up:
             break
         images, labels = to_device(pixels, host_labels)
-        with ieee_float32():
-            logits = network(images)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        best = ranking == labels[:, None]
-        seen = torch.tensor(float(len(labels)), device=sums.device)
-        sums += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum(), seen])
-        for observer in observers:
-            observer(logits, ranking, labels)
-    others = torch.tensor([loader.missed, gave_up], dtype=exact, device=process.device)
-    totals = process.all_reduce_sum(torch.cat([sums, others])).tolist()
-    top1, top5, loss, count, unreadable, given_up = totals
+        count, largest = len(labels), max(largest, len(labels))
+        if images.device.type == "cuda":  # cuDNN would look for algorithms for another shape
+            images = _padded(images, largest)
+        for own, network in zip(sums, networks.values(), strict=True):
+            with ieee_float32():
+                logits = network(images)[:count]
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            best = ranking == labels[:, None]
+            own += torch.stack([best[:, 0].sum(), best.sum(), losses.to(exact).sum()])
+            for observer in observers:
+                observer(logits, ranking, labels)
+        seen += count
+    counts = torch.tensor([seen, loader.missed, gave_up], dtype=exact, device=process.device)
+    totals = process.all_reduce_sum(torch.cat([sums.flatten(), counts])).tolist()
+    *hits, count, unreadable, given_up = totals
     if given_up:
         return None
     if int(count + unreadable) != expected or not count:
@@ -79,12 +103,23 @@ def score(
             f"{expected}"
         )
     return {
-        "top1": 100 * top1 / count,
-        "top5": 100 * top5 / count,
-        "loss": loss / count,
-        "count": int(count),
-        "unreadable": int(unreadable),
+        name: {
+            "top1": 100 * top1 / count,
+            "top5": 100 * top5 / count,
+            "loss": loss / count,
+            "count": int(count),
+            "unreadable": int(unreadable),
+        }
+        for name, top1, top5, loss in zip(networks, hits[0::3], hits[1::3], hits[2::3], strict=True)
     }
+
+
+def _padded(images: Tensor, count: int) -> Tensor:
+    """Images (N, 3, H, W) with empty ones after them, `count` in all."""
+    missing = count - len(images)
+    if not missing:
+        return images
+    return torch.cat([images, images.new_zeros((missing, *images.shape[1:]))])
 
 
 class SmoothedCrossEntropy:

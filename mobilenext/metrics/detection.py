@@ -1,7 +1,7 @@
 """Detection: the loss of training, and average precision for any number of processes."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -160,7 +160,14 @@ class Precision:
     detections: Detections
 
 
-@torch.no_grad()
+@dataclass
+class _Seen:
+    """What a process has of one network: each batch's loss, and all detections."""
+
+    losses: list[float] = field(default_factory=list)
+    found: list[np.ndarray] = field(default_factory=list)
+
+
 def score_detections(
     network: nn.Module,
     loader: Loader,
@@ -169,18 +176,37 @@ def score_detections(
     images: BoxImages,
     classes: int,
     loss: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Any]],
+    shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Precision:
+    """What one detector is worth whose evaluation nobody interrupts; see `score_all_detections`."""
+    scores = score_all_detections(
+        {"val": network}, loader, to_device, process, images, classes, loss, shown=shown
+    )
+    assert scores is not None
+    return scores["val"]
+
+
+@torch.no_grad()
+def score_all_detections(
+    networks: Mapping[str, nn.Module],
+    loader: Loader,
+    to_device: DeviceBatches,
+    process: Process,
+    images: BoxImages,
+    classes: int,
+    loss: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Any]],
     interrupted: Callable[[], bool] = lambda: False,
     shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Precision | None:
-    """Average precision of a detector on a split: each image exactly once.
+) -> dict[str, Precision] | None:
+    """Average precision of detectors on a split: each image exactly once, decoded once for all.
 
     The processes share the split by whole batches, so that an image meets the same others in any
     case, and all that was found is brought together: the result is the same bits for any number of
     processes.
 
     Args:
-        network: The bare network, the same on all processes; is left in evaluation mode. Computes
-            in float32.
+        networks: Bare networks by name, the same on all processes; are left in evaluation mode.
+            Compute in float32.
         loader: This process's batches, shared as a whole.
         to_device: From host batches to normalised images.
         process: This process.
@@ -191,48 +217,61 @@ def score_detections(
         shown: Passes this process's batches on, and shows how far they are.
 
     Returns:
-        None if any process gave up.
+        By the network's name. None if any process gave up.
 
     Raises:
         RuntimeError: The processes saw another number of images than the split has.
     """
-    network.eval()
-    detector: Any = network
+    for network in networks.values():
+        network.eval()
     gave_up = interrupted()
-    parts: list[tuple[int, float, int, np.ndarray]] = []
-    found: list[np.ndarray] = []
+    batches: list[np.ndarray] = []
+    seen = {name: _Seen() for name in networks}
     for pixels, host_targets in to_device.ahead(shown(loader.epoch(0))):
         gave_up = gave_up or interrupted()
         if gave_up:
             break
         inputs, targets = to_device(pixels, host_targets)
-        with ieee_float32():
-            logits, codes = network(inputs)
-            value, _ = loss(lambda _, got=(logits, codes): got, inputs, targets)  # pyright: ignore[reportArgumentType]
         numbers = targets[:, 0, 4].long().cpu().numpy()
-        parts.append((int(numbers[0]), float(value), len(numbers), numbers))
+        batches.append(numbers)
         size = np.array([inputs.shape[3], inputs.shape[2]] * 2)
-        for number, one in zip(numbers, detector.detections(logits, codes), strict=True):
-            found.append(_rows(int(number), one, np.tile(images.boxes.sizes[number], 2) / size))
-    mine = (parts, np.concatenate([np.zeros((0, 8)), *found]), loader.missed, gave_up)
-    every = process.gather(mine)
+        for name, network in networks.items():
+            detector: Any = network
+            with ieee_float32():
+                logits, codes = network(inputs)
+                value, _ = loss(lambda _, got=(logits, codes): got, inputs, targets)  # pyright: ignore[reportArgumentType]
+            seen[name].losses.append(float(value))
+            for number, one in zip(numbers, detector.detections(logits, codes), strict=True):
+                scale = np.tile(images.boxes.sizes[number], 2) / size
+                seen[name].found.append(_rows(int(number), one, scale))
+    every = process.gather((batches, seen, loader.missed, gave_up))
     if any(given_up for *_, given_up in every):
         return None
-    parts = sorted((part for theirs, *_ in every for part in theirs), key=lambda part: part[0])
     missed = sum(count for _, _, count, _ in every)
-    count = sum(length for _, _, length, _ in parts)
+    count = sum(len(numbers) for theirs, *_ in every for numbers in theirs)
     if count + missed != len(images) or not count:
         raise RuntimeError(
             f"evaluated {count} images and could not read {missed}, the split has {len(images)}"
         )
-    rows = np.concatenate([theirs for _, theirs, _, _ in every])
-    detections = Detections(
-        rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5], rows[:, 6].astype(np.int64),
-        rows[:, 7].astype(np.int64),
-    )  # fmt: skip
-    truth = objects_of(images, np.sort(np.concatenate([numbers for *_, numbers in parts])))
-    mean_loss = sum(value * length for _, value, length, _ in parts) / count
-    return _measured(detections, truth, classes, mean_loss, count, missed)
+    numbers = np.concatenate([numbers for theirs, *_ in every for numbers in theirs])
+    truth = objects_of(images, np.sort(numbers))
+    scores = {}
+    for name in networks:
+        losses = sorted(
+            (int(numbers[0]), value, len(numbers))
+            for theirs, ours, *_ in every
+            for numbers, value in zip(theirs, ours[name].losses, strict=True)
+        )
+        mean_loss = sum(value * length for _, value, length in losses) / count
+        rows = np.concatenate(
+            [np.zeros((0, 8)), *(part for _, ours, *_ in every for part in ours[name].found)]
+        )
+        detections = Detections(
+            rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5], rows[:, 6].astype(np.int64),
+            rows[:, 7].astype(np.int64),
+        )  # fmt: skip
+        scores[name] = _measured(detections, truth, classes, mean_loss, count, missed)
+    return scores
 
 
 def objects_of(images: BoxImages, numbers: np.ndarray) -> Truth:

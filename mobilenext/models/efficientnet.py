@@ -32,7 +32,7 @@ from mobilenext.models.sandglass import Depthwise, SandglassBlock
 
 def silu() -> nn.Module:
     """The activation of EfficientNet, also called swish."""
-    return nn.SiLU(inplace=True)
+    return nn.SiLU()
 
 
 def tensorflow_norm(channels: int) -> nn.Module:

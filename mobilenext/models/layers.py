@@ -14,7 +14,7 @@ ActivationLayer = Callable[[], nn.Module]
 
 def relu6() -> nn.Module:
     """The activation of MobileNetV2 and MobileNeXt."""
-    return nn.ReLU6(inplace=True)
+    return nn.ReLU6()  # in place, autograd copies its input first: more memory traffic, not less
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -7,7 +7,7 @@ the network, has no hooks and is not subclassed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,8 @@ class RunSettings:
     """File with weights to begin with."""
     checkpoint: dict[str, Any] = field(default_factory=dict)
     """Arguments of `Checkpoints`."""
+    eval_every: int = 1
+    """Epochs between evaluations; there is one after the last epoch in any case."""
 
 
 @dataclass
@@ -166,7 +168,7 @@ class Run:
         reports = done % log_every == 0 or last
         on_the_way = steps <= log_every and done % math.ceil(steps / POINTS) == 0
         self.state.meter.add(measured, point=on_the_way and not reports)
-        if step.index + PREFETCH == steps:
+        if step.index + PREFETCH == steps and self._evaluates(step.epoch):
             self.loaders.val.prefetch(0)
         if reports:
             self._collect()
@@ -195,26 +197,28 @@ class Run:
         """Whether this process got a signal; asked between the batches of an evaluation."""
         return self.session.interrupted()
 
-    def end_epoch(self, epoch: int, score: Callable[[nn.Module], dict[str, Any] | None]) -> None:
+    def end_epoch(
+        self, epoch: int, score: Callable[[Mapping[str, nn.Module]], Scores | None]
+    ) -> None:
         """Unite the norms, evaluate, record, report, and save if that is due.
 
         Args:
             epoch: Of `epochs()`.
-            score: Scores of one set of weights; None if a signal came meanwhile (see
-                `interrupted`): then the state is saved and the run ends.
+            score: Scores of the sets of weights, by their names; None if a signal came meanwhile
+                (see `interrupted`): then the state is saved and the run ends.
         """
         state = self.state
         state.unite_batch_norms(self.process)
         if epoch + 1 < self.settings.epochs:
             self.loaders.train.prefetch(epoch + 1)
         scores: Scores = {}
-        return_kept_memory()
-        for name, weights in state.evaluated().items():
-            values = score(weights)
-            if values is None:
+        if self._evaluates(epoch):
+            return_kept_memory()
+            found = score(state.evaluated())
+            if found is None:
                 raise self.preempted()
-            scores[name] = values
-        return_kept_memory()
+            scores = found
+            return_kept_memory()
         if not all(math.isfinite(values["loss"]) for values in scores.values()):
             raise self._diverged(state.step)
         state.record(scores)
@@ -223,6 +227,10 @@ class Run:
         due = epoch + 1 == self.settings.epochs or state.is_best
         if due or self.process.on_main(self.checkpoints.affordable):
             self.save()
+
+    def _evaluates(self, epoch: int) -> bool:
+        done = epoch + 1
+        return done % self.settings.eval_every == 0 or done == self.settings.epochs
 
     def preempted(self) -> Preempted:
         """Save the state; the exception by which a run ends after a signal."""

@@ -121,8 +121,14 @@ class TrainState:
         return self.step == self.best["step"]
 
     def record(self, scores: Scores) -> None:
-        """Note an epoch's end, its scores, and whether they are the best so far."""
+        """Note an epoch's end, its scores, and whether they are the best so far.
+
+        Args:
+            scores: By the weights' name; empty for an epoch that is not evaluated.
+        """
         self.epoch += 1
+        if not scores:
+            return
         self.scores = scores
         value, key = scores[self.headline][self.measure.key], self.measure.key
         if value > self.best[key]:

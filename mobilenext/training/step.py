@@ -1,14 +1,17 @@
 """One optimiser step, whatever the network learns."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from mobilenext.runtime.precision import Precision
+
+FOREACH_ADD = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
 
 Loss = Callable[..., tuple[Tensor, Tensor | None]]
 """Called with the network and the parts of a micro-batch; returns their mean loss, a scalar, and
@@ -43,6 +46,7 @@ class Update:
         clip_grad_norm: Upper bound of the gradient's norm; None: none.
         skips_nonfinite: Whether a step whose gradient is not finite is left out; the host then
             waits for the device once a step.
+        compiled: Whether the network is compiled.
     """
 
     def __init__(
@@ -53,10 +57,13 @@ class Update:
         micro_batch: int | None = None,
         clip_grad_norm: float | None = None,
         skips_nonfinite: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.network, self.optimizer, self.precision = network, optimizer, precision
         self.micro_batch, self.clip_grad_norm = micro_batch, clip_grad_norm
         self.skips_nonfinite = skips_nonfinite
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.norms = [] if compiled else [m for m in network.modules() if _counts_for_nobody(m)]
 
     def __call__(self, batch: Sequence[Any], loss: Loss) -> Measured:
         """Do a step.
@@ -92,7 +99,7 @@ class Update:
         no_sync = getattr(self.network, "no_sync", nullcontext)
         for start in starts:
             with nullcontext() if start == starts[-1] else no_sync():
-                with self.precision.autocast():
+                with self.precision.autocast(), _counted_together(self.norms):
                     mean, right = loss(
                         self.network, *(part[start : start + size] for part in batch)
                     )
@@ -102,8 +109,29 @@ class Update:
             if right is not None:
                 correct += right
         scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.network.parameters(), self.clip_grad_norm, norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         return total, correct, norm.isfinite()
+
+
+def _counts_for_nobody(module: nn.Module) -> bool:
+    """Whether it is a batch norm whose momentum is fixed: it counts batches and never asks."""
+    fixed = isinstance(module, _BatchNorm) and module.momentum is not None
+    return fixed and module.num_batches_tracked is not None
+
+
+@contextmanager
+def _counted_together(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Have batch norms' counts of batches added to at once: alone, each is a kernel of its own."""
+    counting = [norm for norm in norms if norm.training]
+    counts = [norm.get_buffer("num_batches_tracked") for norm in counting]
+    for norm in counting:  # hides the buffer from its forward pass, and from nothing else
+        norm.__dict__["num_batches_tracked"] = None
+    try:
+        yield
+    finally:
+        for norm in counting:
+            del norm.__dict__["num_batches_tracked"]
+    if counts:
+        FOREACH_ADD(counts, 1)

@@ -15,7 +15,13 @@ from mobilenext.data import DeviceBatches, eval_loader, voc
 from mobilenext.data.box_transforms import BoxTransform
 from mobilenext.data.boxes import PADDING
 from mobilenext.metrics.average_precision import voc_curves, voc_eleven_point
-from mobilenext.metrics.detection import MultiBoxLoss, match, objects_of, score_detections
+from mobilenext.metrics.detection import (
+    MultiBoxLoss,
+    match,
+    objects_of,
+    score_all_detections,
+    score_detections,
+)
 from mobilenext.models import MobileNeXt, SSDLite
 from mobilenext.runtime.distributed import Process
 from tests.on_disk_boxes import voc_tree
@@ -143,7 +149,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return voc_tree(tmp_path_factory.mktemp("boxes"), train=2, val=7)
 
 
-def scored(tree: Path, detector: SSDLite, batch: int = 3, **more: Any) -> Any:
+def scored(
+    tree: Path, detector: SSDLite, batch: int = 3, call: Any = score_detections, **more: Any
+) -> Any:
     data = voc(str(tree), ["2007:trainval"], ["2007:test"], classes=["red", "green", "blue"])
     cpu = torch.device("cpu")
     loader = eval_loader(
@@ -151,8 +159,15 @@ def scored(tree: Path, detector: SSDLite, batch: int = 3, **more: Any) -> Any:
     )
     to_device = DeviceBatches([0.5] * 3, [0.25] * 3, cpu, fills=True)
     with closing(loader):
-        return data, score_detections(
-            detector, loader, to_device, Process(cpu), data.val, 3, MultiBoxLoss(detector), **more
+        return data, call(
+            detector if call is score_detections else {"val": detector},
+            loader,
+            to_device,
+            Process(cpu),
+            data.val,
+            3,
+            MultiBoxLoss(detector),
+            **more,
         )
 
 
@@ -203,4 +218,4 @@ def test_scores_follow_from_the_detections(tree: Path) -> None:
 
 def test_an_interruption_gives_up(tree: Path, detector: SSDLite) -> None:
     network = SSDLite(MobileNeXt(width_mult=0.35, num_classes=3), 3, SIZE)
-    assert scored(tree, network, interrupted=lambda: True)[1] is None
+    assert scored(tree, network, call=score_all_detections, interrupted=lambda: True)[1] is None

@@ -144,7 +144,7 @@ def test_a_signal_during_evaluation(
     """Evaluation is given up at its next batch, and made again."""
     import tests.toy_loop as loop
 
-    real, folder = loop.score, RunFolder(place(tmp_path))
+    real, folder = loop.score_all, RunFolder(place(tmp_path))
 
     def signalled(*arguments: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_a_signal_during_evaluation(
         return real(*arguments, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "score", signalled)
+        patched.setattr(loop, "score_all", signalled)
         with pytest.raises(Preempted):
             toy(CPU, folder)
     last = torch.load(folder.path / "last.pt", weights_only=True)
@@ -270,3 +270,33 @@ def test_the_evaluation_is_begun_before_the_epoch_ends(
     toy(CPU, RunFolder(tmp_path))
     assert begun == [("val", 0), ("train", 1), ("val", 0)]
     assert running.PREFETCH < STEPS
+
+
+def test_epochs_between_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training is the same; the last epoch is evaluated in any case, and each batch made once."""
+    import tests.toy_loop as loop
+
+    epochs: list[int] = []
+    real = loop.ToyLoader.epoch
+
+    def counted(self: Any, epoch: int, first_batch: int = 0) -> Any:
+        if self.split == "val":
+            epochs.append(epoch)
+        return real(self, epoch, first_batch)
+
+    monkeypatch.setattr(loop.ToyLoader, "epoch", counted)
+    every, seldom = (RunFolder(tmp_path / name / "runs/toy/0") for name in ("every", "seldom"))
+    toy(CPU, every, epochs=3)
+    assert len(epochs) == 3, "weights and averages are evaluated in one pass"
+    result = toy(CPU, seldom, epochs=3, eval_every=2)
+    assert len(epochs) == 5
+    evaluated = [folder.rows("ema") for folder in (every, seldom)]
+    assert [row["epoch"] for row in evaluated[1]] == [2, 3]
+    assert evaluated[1] == evaluated[0][1:]
+    assert [sorted(row) for row in result["history"]] == [
+        ["epoch", "lr", "step", "train"], *2 * [["ema", "epoch", "lr", "step", "train", "val"]],
+    ]  # fmt: skip
+    both = [torch.load(folder.path / "last.pt", weights_only=True) for folder in (every, seldom)]
+    for name, value in both[0]["network"].items():
+        assert torch.equal(value, both[1]["network"][name]), name
+    assert result["best_epoch"] in (2, 3)
