@@ -177,6 +177,15 @@ def write_atomically(
     flush_folder(path.parent)
 
 
+def cache_folder() -> Path:
+    """The folder of what is kept between runs and can be made again; it may not be there yet.
+
+    `mobilenext` in $XDG_CACHE_HOME, or in ~/.cache.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "mobilenext"
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file as `write_atomically` does, with the folders above it where there are none.
 

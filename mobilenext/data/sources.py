@@ -1,11 +1,12 @@
 """Image sources: one class per storage layout."""
 
 import copy
+import functools
 import hashlib
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,13 @@ import torch
 from torch import Tensor
 
 from mobilenext.data.encoded import ITEM, Located
+from mobilenext.data.folder_index import (
+    NO_FOLDER,
+    FolderIndex,
+    FolderState,
+    cached_folder_index,
+    folder_state,
+)
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.errors import InputError
 from mobilenext.files import NotRegularError, printable, read_regular
@@ -186,7 +194,8 @@ class FolderImages(ListedFiles, ClassTargets):
     """Image files under `root`, one folder per class.
 
     Hidden files and folders are passed over. Links to folders are followed, unless they lead back
-    to a folder above.
+    to a folder above. Many images are listed once and found in a cache from then on, until one of
+    the folders changes; see `mobilenext.data.folder_index`.
 
     Args:
         root: Folder of the split.
@@ -203,31 +212,10 @@ class FolderImages(ListedFiles, ClassTargets):
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
-        paths: list[bytes] = []
-        labels: list[int] = []
-        empty: list[str] = []
-        others: Counter[str] = Counter()
-        walk = _ClassWalk(root)
-        for label, name in enumerate(classes):
-            before = len(paths)
-            for folder, files in walk.files(name):
-                inside = os.path.relpath(folder, root)
-                images = [file for file in sorted(files) if is_image(file)]
-                paths += [os.fsencode(os.path.join(inside, file)) for file in images]
-                if len(images) < len(files):
-                    others.update(_ending(file) for file in files if not is_image(file))
-            labels += [label] * (len(paths) - before)
-            if len(paths) == before:
-                empty.append(name)
-        super().__init__(root, np.array(paths, dtype=bytes))
-        self.labels = np.array(labels, dtype=np.int64)
-        self.notes = _notes(root, others, walk.loops)
-        if empty:
-            left_out = f" ({'; '.join(self.notes)})" if self.notes else ""
-            raise InputError(
-                f"{printable(root)}: expected images ({', '.join(EXTENSIONS)}) in every class "
-                f"folder, found none in {some(empty)}{left_out}; remove or fill these folders"
-            )
+        index = cached_folder_index(root, classes, functools.partial(_walked, root, classes))
+        super().__init__(root, index.paths)
+        self.labels = index.labels
+        self.notes = _notes(root, index.others, index.loops)
 
     def __getitem__(self, index: int) -> tuple[PIL.Image.Image, int]:
         return decode_bytes(self.read(index), self.name(index)), int(self.labels[index])
@@ -261,16 +249,48 @@ class SyntheticImages:
         return torch.from_numpy(np.asarray(indices, np.int64) % self.num_classes)
 
 
+def _walked(root: Path, classes: Sequence[str]) -> FolderIndex:
+    """The images in class folders; `InputError` as `FolderImages` says."""
+    paths: list[bytes] = []
+    counts: list[int] = []
+    others: Counter[str] = Counter()
+    walk = _ClassWalk(root)
+    for name in classes:
+        before = len(paths)
+        for folder, files in walk.files(name):
+            inside = os.path.relpath(folder, root)
+            images = [file for file in sorted(files) if is_image(file)]
+            paths += [os.fsencode(os.path.join(inside, file)) for file in images]
+            if len(images) < len(files):
+                others.update(_ending(file) for file in files if not is_image(file))
+        counts.append(len(paths) - before)
+    loops = [os.path.relpath(loop, root) for loop in walk.loops]
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty:
+        notes = _notes(root, others, loops)
+        left_out = f" ({'; '.join(notes)})" if notes else ""
+        raise InputError(
+            f"{printable(root)}: expected images ({', '.join(EXTENSIONS)}) in every class "
+            f"folder, found none in {some(empty)}{left_out}; remove or fill these folders"
+        )
+    states = {os.path.relpath(path, root): state for path, state in walk.states.items()}
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return FolderIndex(np.array(paths, dtype=bytes), labels, others, loops, states)
+
+
 class _ClassWalk:
     """Walks the class folders of a split, each folder once on a path, and for one class only.
 
     Attributes:
         loops: Links that lead back to a folder above; they are not followed.
+        states: State of each folder when it was opened, and of each link that may lead to another
+            one at another time.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.loops: list[str] = []
+        self.states: dict[str, FolderState] = {}
         self._class_of: dict[tuple[int, int], str] = {}
         above = {root, *root.absolute().parents, *root.resolve().parents}
         self._above = frozenset(_identity(folder) for folder in above if folder.exists())
@@ -286,18 +306,20 @@ class _ClassWalk:
         while pending:
             folder, above = pending.pop()
             try:
+                self.states[folder] = folder_state(folder)  # before its files are read
                 identity = _identity(folder)
                 if identity in above:
                     self.loops.append(folder)
                     continue
                 self._check_class(folder, identity, name)
-                folders, files = _listed(folder)
+                folders, files, links = _listed(folder)
             except OSError as error:
                 raise InputError(
                     f"{printable(folder)}: expected a folder that can be read ({error.strerror}); "
                     "fix its permissions, or remove it"
                 ) from error
             found.append((folder, files))
+            self.states.update(dict.fromkeys(links, NO_FOLDER))
             pending += [(inner, above | {identity}) for inner in folders]
         return sorted(found)
 
@@ -315,9 +337,13 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """Paths of the folders in a folder, and names of its files; hidden ones are left out."""
-    folders, files = [], []
+def _listed(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Paths of the folders in a folder, names of its files, and paths of links among the files.
+
+    Hidden ones are left out, and so are links with the name of an image: they would be as many as
+    the images, and a folder is hardly called that.
+    """
+    folders, files, links = [], [], []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -328,23 +354,25 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
                 is_folder = False
             if is_folder:
                 folders.append(entry.path)
-            else:
-                files.append(entry.name)
-    return folders, files
+                continue
+            files.append(entry.name)
+            if entry.is_symlink() and not is_image(entry.name):
+                links.append(entry.path)
+    return folders, files, links
 
 
 def _ending(name: str) -> str:
     return printable(os.path.splitext(name)[1].lower()) or "none"
 
 
-def _notes(split: Path, others: Counter[str], loops: list[str]) -> tuple[str, ...]:
+def _notes(split: Path, others: Mapping[str, int], loops: list[str]) -> tuple[str, ...]:
     notes = []
     if others:
         ordered = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         endings = some([f"{ending} ({count:,})" for ending, count in ordered])
         notes.append(f"{split.name}: files with these endings are not read: {endings}")
     if loops:
-        names = [printable(os.path.relpath(loop, split)) for loop in sorted(loops)]
+        names = [printable(loop) for loop in sorted(loops)]
         notes.append(f"{split.name}: links to folders above them are not followed: {some(names)}")
     return tuple(notes)
 
@@ -462,7 +490,7 @@ def _class_folders(split: Path) -> tuple[list[str], list[str]]:
             f"{printable(split)}: expected a folder with one folder for each class, found none; "
             "data.root has to be the folder above train and val"
         )
-    folders, files = _listed(str(split))
+    folders, files, _ = _listed(str(split))
     names = sorted(os.path.basename(folder) for folder in folders)
     if not names:
         raise InputError(

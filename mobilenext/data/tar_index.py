@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from mobilenext.data.stored import Names, StoredImages
 from mobilenext.errors import InputError
-from mobilenext.files import open_regular, printable, write_atomically
+from mobilenext.files import cache_folder, open_regular, printable, write_atomically
 
 INDEX_VERSION = 2
 """Version of the cached indexes; one more with every change of what they hold."""
@@ -23,7 +22,7 @@ def cached_index(
 ) -> dict[str, np.ndarray]:
     """Arrays that `build` makes of these files, kept between runs while the files are the same.
 
-    The cache lies under $XDG_CACHE_HOME or ~/.cache. One that can't be read or written is no error.
+    The cache lies in `cache_folder`. One that can't be read or written is no error.
 
     Args:
         files: The files that the index belongs to, known by path, size and time of change.
@@ -43,8 +42,7 @@ def cached_index(
             ) from error
         stats.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
     key = hashlib.sha256(json.dumps([INDEX_VERSION, *stats]).encode()).hexdigest()[:24]
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(base) / "mobilenext" / f"index-{key}.npz"
+    path = cache_folder() / f"index-{key}.npz"
     # numpy and zipfile have many ways to say "damaged"
     with (
         contextlib.suppress(Exception),

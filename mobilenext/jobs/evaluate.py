@@ -120,7 +120,7 @@ def evaluate(config: EvaluateConfig, process: Process) -> dict[str, Any]:
     data = evaluation_data(described["data"], config.data)
     if is_detector(described["model"]):
         return _evaluate_detector(tensors, described, data, config, process)
-    images = _classified(images_of(data, _chosen(config)), path, data)
+    images = _classified(_images(data, config, process), path, data)
     check_classes(described, path, images, data.name)
     for note in images.notes:
         say(f"note: {note}", process)
@@ -175,6 +175,11 @@ def _chosen(config: EvaluateConfig) -> bool:
     return config.data.get("source") is not None
 
 
+def _images(data: DataConfig, config: EvaluateConfig, process: Process) -> Any:
+    """The images to evaluate on, opened on the first process of each machine before the others."""
+    return process.first_on_node(lambda: images_of(data, _chosen(config)))
+
+
 def _classified(images: Any, path: Path, data: DataConfig) -> ImageData:
     """Raise `InputError` if a classifier's data are images with boxes."""
     if isinstance(images, BoxData):
@@ -196,7 +201,7 @@ def _evaluate_detector(
     path, model = config.weights, described["model"]
     if not _chosen(config):
         data = only_evaluated(data, described["classes"])
-    images = check_box_data(images_of(data, _chosen(config)), data.name)
+    images = check_box_data(_images(data, config, process), data.name)
     check_classes(described, path, images, data.name)
     for note in images.notes:
         if note.startswith("val:"):

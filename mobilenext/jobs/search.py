@@ -78,7 +78,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
         return finished
     with ExitStack() as opened:
         # ---- data ----
-        images: ImageData = build(config.data.source)
+        images: ImageData = process.first_on_node(lambda: build(config.data.source))
         loaders = opened.enter_context(search_loaders(config, images, process))
         to_device = device_batches(config.data, process, config.runtime.channels_last)
         augment = device_augment(config, process, images_of_one=2)

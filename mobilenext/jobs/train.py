@@ -69,7 +69,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
         return finished
     with ExitStack() as opened:
         # ---- data ----
-        images: ImageData = build(config.data.source)
+        images: ImageData = process.first_on_node(lambda: build(config.data.source))
         loaders = opened.enter_context(class_loaders(config, images, process))
         to_device = device_batches(config.data, process, config.runtime.channels_last)
         augment = device_augment(config, process)

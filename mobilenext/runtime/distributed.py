@@ -41,6 +41,8 @@ class Process:
     """Prefix of this start's entries in torchrun's store, which has those of earlier ones too."""
     cpus: int = field(default_factory=lambda: share(own_allowance(), [own_allowance()]))
     """Processor cores for this process: its share of those that the job's processes have here."""
+    is_first_on_node: bool = True
+    """Whether no process of a lower rank runs on this machine."""
 
     @property
     def is_main(self) -> bool:
@@ -85,6 +87,30 @@ class Process:
         if box[1] is not None:
             raise box[1]
         return box[0]
+
+    def first_on_node(self, function: Callable[[], T]) -> T:
+        """Call a function on each rank: on the first of each machine, then on the others.
+
+        What the first one leaves on the machine, a cache or a download, the others find. All ranks
+        have to call this. A `UserError` of any rank is raised on every rank.
+
+        Args:
+            function: It may not wait for other ranks.
+        """
+        if self.world_size == 1:
+            return function()
+        result: Any = None
+        for turn in (True, False):
+            error = None
+            if self.is_first_on_node == turn:
+                try:
+                    result = function()
+                except UserError as raised:
+                    error = raised
+            for raised in self.gather(error):
+                if raised is not None:
+                    raise raised
+        return result
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, by rank, on all ranks; it has to be picklable."""
@@ -189,7 +215,12 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
     )
     try:
         mine = own_allowance()
-        yield replace(process, cpus=share(mine, process.gather(mine)))
+        everyones = process.gather(mine)
+        yield replace(
+            process,
+            cpus=share(mine, everyones),
+            is_first_on_node=all(other.machine != mine.machine for other in everyones[:rank]),
+        )
     except Preempted:
         dist.destroy_process_group()  # all ranks are here
         raise
