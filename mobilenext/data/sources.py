@@ -6,6 +6,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from torch import Tensor
 from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.errors import InputError
-from mobilenext.files import NotRegularError, printable, read_regular
+from mobilenext.files import NotRegularError, open_regular, printable, read_regular, will_need
 from mobilenext.seeding import counter_seed
 
 EXTENSIONS = (
@@ -170,6 +171,12 @@ class ListedFiles:
                 f"{printable(path)}: expected an image file, could not read it "
                 f"({error.strerror or error}); replace or remove the file"
             ) from error
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """See `HasReadAhead`; the files are opened and closed again."""
+        for index in indices.tolist():
+            with suppress(OSError, NotRegularError), open_regular(self.path(index)) as file:
+                will_need(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Locations of the files: their paths, which native code opens."""
