@@ -406,6 +406,9 @@ def test_paper_text_experiment() -> None:
         ("data.mean=[0.5]", "data.mean=.*expected 3 numbers"),
         ("data.std=[0,1,1]", "data.std"),
         ("data.workers=-1", "data.workers"),
+        ("data.order=sorted", "data.order=sorted: expected one of shuffled, blocks"),
+        ("data.readahead=-1", "data.readahead=-1: expected null, or 0 to 1024 batches"),
+        ("data.readahead=4", "data.readahead=4: expected 0 beside data.workers=0"),  # digits' own
         ("augment.crop_scale=[0.9,0.5]", "augment.crop_scale"),
         ("augment.color_jitter=[0.4]", "augment.color_jitter"),
         ("augment.hflip=2", "augment.hflip"),
@@ -498,9 +501,10 @@ def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
                      "runtime.device=cpu", "identity=1/1", "checkpoint.every_steps=5",
                      "data.max_bad_share=0.5"):  # fmt: skip
         assert fingerprint(composed(override)) == same, override
+    assert fingerprint(composed("data.workers=2", "data.readahead=4")) == same
     for override in ("width=0.5", "identity=1/2", "seed=1", "epochs=3", "optimizer.lr=0.3",
                      "runtime.precision=bf16", "augment.hflip=0.1", "data.image_size=40",
-                     "strides=[1,1,2,2,2]", "nonfinite=skip",
+                     "strides=[1,1,2,2,2]", "nonfinite=skip", "data.order=blocks",
                      "data.on_bad_image=skip", "init_from=x.pth", "layer_decay=0.9"):  # fmt: skip
         assert fingerprint(composed(override)) != same, override
 

@@ -59,8 +59,8 @@ def training_loader(
         paired_share: See `train_loader`.
 
     Raises:
-        InputError: The batch can't be shared by the processes or split into micro-batches, or the
-            decoder is not to be had.
+        InputError: The batch can't be shared by the processes or split into micro-batches, the
+            decoder is not to be had, or the images do not suit `data.order` or `data.readahead`.
     """
     data = config.data
     augment = to_plain(config.augment)
@@ -71,6 +71,7 @@ def training_loader(
         seed=config.seed,
         global_batch_size=data.global_batch_size,
         paired_share=paired_share,
+        order=data.order,
         **loading(data, process),
     )
     share = data.global_batch_size // process.world_size
@@ -109,7 +110,7 @@ def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: P
     )  # fmt: skip
     return train_loader(
         images.train, transform, seed=seed, global_batch_size=data.global_batch_size,
-        **loading(data, process),
+        order=data.order, **loading(data, process),
     )  # fmt: skip
 
 
@@ -160,6 +161,7 @@ def loading(data: DataConfig, process: Process) -> dict[str, Any]:
         "max_bad_share": data.max_bad_share,
         "decoder": data.decoder,
         "device": process.device,
+        "readahead": data.readahead,
     }
 
 

@@ -89,6 +89,7 @@ def box_training_loader(config: DetectConfig, images: BoxData, process: Process)
         BoxTransform(data.image_size, images.train.boxes, **augment),
         seed=config.seed,
         global_batch_size=data.global_batch_size,
+        order=data.order,
         **loading(data, process),
     )
     check_micro_batch(config, process)

@@ -20,6 +20,7 @@ LARGEST_BATCH = 1 << 28
 
 
 MOST_WORKERS = 1024
+MOST_READAHEAD = 1024
 
 
 @dataclass
@@ -77,6 +78,13 @@ class DataConfig:
     image (clip), or its object is left out (drop); always counted. See `data.box_problems`."""
     max_bad_share: float = machine_only(0.01)
     """With skip: share of a split's images that may be unreadable; more stops the run."""
+    order: str = added_later("shuffled")
+    """Of an epoch's training images: shuffled, or, for large files on a network file system, blocks
+    of 1,024 neighbours in a random order, shuffled 32 or more at a time. Refused where neighbours
+    are of one class; see `prepare_imagenet`'s order."""
+    readahead: int | None = machine_only(None)
+    """Batches whose bytes the system is asked for (posix_fadvise) before the decoding threads read
+    them, for network file systems; null or 0: none. Pixels are the same."""
     workers: int | None = machine_only(None)
     """Threads of each training process that decode; null: as many as it has cores; 0: batches are
     made when they are asked for."""
@@ -112,7 +120,12 @@ class DataConfig:
         check_choice("data.on_bad_box", self.on_bad_box, ("drop", "clip", "error"))
         share = self.max_bad_share
         check(0 <= share <= 1, "data.max_bad_share", "a share in [0, 1]", share)
-        workers = self.workers
+        check_choice("data.order", self.order, ("shuffled", "blocks"))
+        workers, readahead = self.workers, self.readahead
+        fits = readahead is None or 0 <= readahead <= MOST_READAHEAD
+        check(fits, "data.readahead", f"null, or 0 to {MOST_READAHEAD} batches", readahead)
+        expected = "0 beside data.workers=0, which makes batches when they are asked for"
+        check(not readahead or workers != 0, "data.readahead", expected, readahead)
         fits = workers is None or 0 <= workers <= MOST_WORKERS
         check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
 

@@ -148,3 +148,16 @@ class HasRestarts(Protocol):
         The first begins behind the scan's header; the last one ends with the EOI marker.
         """
         ...
+
+
+@runtime_checkable
+class HasReadAhead(Protocol):
+    """Images whose bytes the system can be asked for before they are read."""
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """Ask the system to fetch the bytes of these images, (N,), and don't wait for them.
+
+        Says nothing about files that can't be read: whoever reads them will. Needs
+        `os.posix_fadvise`.
+        """
+        ...

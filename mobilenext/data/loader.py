@@ -4,7 +4,7 @@ The interface that the training loop knows: `len(loader)` batches, and `loader.e
 first_batch)` yields (pixels uint8 (N, H, W, 3), targets), pinned if asked. The targets are the
 split's (`Images.targets`): class indices, int64 (N,), where each image has one class.
 
-Global batch b of epoch e is a function of (seed, e, b): its order comes from (seed, epoch), each
+Global batch b of epoch e is a function of (seed, e, b): its order (`orders`) of (seed, epoch), each
 image's crop from (seed, epoch, index). Ranks take contiguous slices of it, so the slices of all
 ranks, one after the other, are the same pixels for any world size, and for any number of threads.
 An image that can't be read stops the run or, if asked, gives its place to another one, chosen by
@@ -15,8 +15,9 @@ pixels are copied between them.
 """
 
 import math
+import os
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from mobilenext.data.decoders import (
     check_decoder,
     open_decoder,
 )
+from mobilenext.data.encoded import HasReadAhead
+from mobilenext.data.orders import check_order, epoch_order
 from mobilenext.data.sources import Images, SyntheticImages
 from mobilenext.data.transforms import Transform, covered
 from mobilenext.errors import InputError
@@ -50,7 +53,9 @@ MAKERS = 2
 have nothing left to do there begin with the next."""
 
 AHEAD_BYTES = 64 * 2**20
-"""Bytes of pixels to keep ready, about; at least the batches that are being made, at most four."""
+"""Bytes of pixels that a loader keeps ready or is making, at most; but always `MAKERS` batches."""
+MOST_AHEAD = 16
+"""Batches that a loader keeps ready or is making, however small they are."""
 
 
 class Loader(Protocol):
@@ -101,6 +106,8 @@ def train_loader(
     decoder: str = "auto",
     device: torch.device | None = None,
     paired_share: float | None = None,
+    order: str = "shuffled",
+    readahead: int | None = None,
 ) -> Loader:
     """Shuffled, augmented batches; the incomplete last batch of an epoch is left out.
 
@@ -121,12 +128,18 @@ def train_loader(
         paired_share: If given: batches of pairs, an image of one part of the split followed by one
             of the other, so twice as many images; the first part has this share of the split. An
             epoch goes through the first part, and through the other one as often as it takes.
+        order: shuffled or blocks; see `orders`.
+        readahead: Batches beyond those that are made ahead whose bytes the system is asked to fetch
+            already; for images on a network file system. None or 0: none. Without effect where
+            the system has no posix_fadvise, and without `workers`.
 
     Raises:
-        InputError: The ranks can't share the batch, the split is smaller than one batch, or the
-            decoder can't be opened.
+        InputError: The ranks can't share the batch, the split is smaller than one batch, the
+            decoder can't be opened, or the images do not suit `order` or `readahead`.
     """
     check_decoder(decoder)
+    check_order(order, images)
+    _check_readahead(readahead, images)
     if global_batch_size < 1 or global_batch_size % world_size:
         lower = global_batch_size // world_size * world_size
         choices = [str(size) for size in (lower, lower + world_size) if size > 0]
@@ -142,7 +155,9 @@ def train_loader(
         )
     pairs = None
     if paired_share is not None:
-        pairs = _PairedIndices(len(images), seed, global_batch_size, rank, world_size, paired_share)
+        pairs = _PairedIndices(
+            len(images), seed, global_batch_size, rank, world_size, paired_share, order
+        )
     if isinstance(images, SyntheticImages):
         size = global_batch_size if pairs is None else 2 * global_batch_size
         return _ReadyBatch(images, transform, size, rank, world_size, pin_memory)
@@ -153,13 +168,13 @@ def train_loader(
                 f"data.decoder={decoder} leaves no pixels on the host for augment.{key}: use "
                 f"another decoder, or augment.{key}=null"
             )
-    shuffled = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size)
+    shuffled = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size, order)
     indices = shuffled if pairs is None else pairs
     policy = "substitute" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
     parts = () if pairs is None else pairs.parts
     maker = BatchMaker(images, transform, opened, seed, policy, workers, parts)
-    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
+    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share, readahead)
 
 
 def eval_loader(
@@ -177,6 +192,7 @@ def eval_loader(
     device: torch.device | None = None,
     whole_batches: bool = False,
     places: np.ndarray | None = None,
+    readahead: int | None = None,
 ) -> Loader:
     """Every image once: rank r takes images r, r + world_size, ... without padding.
 
@@ -200,7 +216,13 @@ def eval_loader(
             r, r + world_size, ... An image then meets the same batch for any number of processes,
             so that its outputs are the same bits.
         places: Indices of the images, if not all of the split are evaluated; int64 (N,).
+        readahead: As for `train_loader`.
+
+    Raises:
+        InputError: The batch is empty, the decoder can't be opened, or the images do not suit
+            `readahead`.
     """
+    _check_readahead(readahead, images)
     if batch_size < 1:
         raise InputError(f"data.eval_batch_size: expected at least 1, got {batch_size}")
     shard = _shard(len(images) if places is None else len(places), rank, world_size)
@@ -210,7 +232,7 @@ def eval_loader(
     policy = "leave out" if on_bad_image == "skip" else "error"
     opened = open_decoder(decoder, workers, device)
     maker = BatchMaker(images, transform, opened, 0, policy, workers)
-    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share)
+    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share, readahead)
 
 
 def evaluated_indices(
@@ -228,22 +250,33 @@ def evaluated_indices(
     return shard[~np.isin(shard, np.fromiter(unreadable, np.int64, len(unreadable)))]
 
 
+def _check_readahead(readahead: int | None, images: Images) -> None:
+    if readahead and not isinstance(images, HasReadAhead):
+        raise InputError(
+            f"data.readahead={readahead}: expected images in files as they are (class folders, "
+            f"tars, a pack), got {type(images).__name__}, which can't be asked for ahead; use "
+            "data.readahead=0"
+        )
+
+
 def _shard(length: int, rank: int, world_size: int) -> np.ndarray:
     return np.arange(rank, length, world_size)
-
-
-def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch's images: a permutation of range(length), from (seed, epoch)."""
-    return torch.randperm(length, generator=generator("order", seed, epoch))
 
 
 class _ShuffledIndices:
     """A rank's indices of the training batches: its slice of each batch of a shuffled epoch."""
 
     def __init__(
-        self, length: int, seed: int, global_batch_size: int, rank: int, world_size: int
+        self,
+        length: int,
+        seed: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        order: str = "shuffled",
     ) -> None:
-        self.length, self.seed, self.global_batch_size = length, seed, global_batch_size
+        self.length, self.seed, self.order = length, seed, order
+        self.global_batch_size = global_batch_size
         self.batch_size = global_batch_size // world_size
         self.offset = rank * self.batch_size
 
@@ -252,7 +285,7 @@ class _ShuffledIndices:
 
     def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
         """Indices of the images of each batch from `first_batch` on."""
-        order = epoch_order(self.length, self.seed, epoch).numpy()
+        order = epoch_order(self.length, self.seed, epoch, self.order).numpy()
         for batch in range(first_batch, len(self)):
             start = batch * self.global_batch_size + self.offset
             yield order[start : start + self.batch_size]
@@ -285,8 +318,9 @@ class _PairedIndices:
         rank: int,
         world_size: int,
         share: float,
+        order: str = "shuffled",
     ) -> None:
-        self.parts, self.seed = two_parts(length, seed, share), seed
+        self.parts, self.seed, self.order = two_parts(length, seed, share), seed, order
         self.global_batch_size = global_batch_size
         self.share = global_batch_size // world_size
         self.batch_size, self.offset = 2 * self.share, rank * self.share
@@ -305,7 +339,7 @@ class _PairedIndices:
     def batches(self, epoch: int, first_batch: int) -> Iterator[np.ndarray]:
         """Indices of the images of each batch from `first_batch` on."""
         orders = [
-            part[torch.randperm(len(part), generator=generator(purpose, self.seed, epoch)).numpy()]
+            part[epoch_order(len(part), self.seed, epoch, self.order, purpose).numpy()]
             for part, purpose in zip(self.parts, ("order", "order-other"), strict=True)
         ]
         for batch in range(first_batch, len(self)):
@@ -503,6 +537,7 @@ class _ImageLoader:
         workers: int,
         pin_memory: bool,
         max_bad_share: float,
+        readahead: int | None = None,
     ) -> None:
         self.maker, self.indices, self.pin_memory = maker, indices, pin_memory
         self.decoder = maker.decoder.description
@@ -512,7 +547,10 @@ class _ImageLoader:
         self.length, self.max_bad_share = len(maker.images), max_bad_share
         self.threads = ThreadPoolExecutor(MAKERS, "batch") if workers else None
         size = indices.batch_size * 3 * maker.transform.image_size**2
-        self.ahead = max(MAKERS, min(4, AHEAD_BYTES // size))
+        self.ahead = max(MAKERS, min(MOST_AHEAD, AHEAD_BYTES // size))
+        self.readahead = readahead if readahead and hasattr(os, "posix_fadvise") else 0
+        # One thread: all that it does is to ask.
+        self.asking = ThreadPoolExecutor(1, "read-ahead") if workers and self.readahead else None
         self.begun: tuple[tuple[int, int], Prefetched] | None = None
 
     def __len__(self) -> int:
@@ -556,11 +594,22 @@ class _ImageLoader:
         self._abandon()
         if self.threads is not None:
             self.threads.shutdown(cancel_futures=True)
+        if self.asking is not None:
+            self.asking.shutdown(cancel_futures=True)
         self.maker.close()
 
     def _start(self, threads: ThreadPoolExecutor, epoch: int, first_batch: int) -> "Prefetched":
         indices = self.indices.batches(epoch, first_batch)
-        return Prefetched(self.maker, threads, epoch, indices, self.pin_memory, self.ahead)
+        ask = None if self.asking is None else self._ask
+        return Prefetched(
+            self.maker, threads, epoch, indices, self.pin_memory, self.ahead, ask, self.readahead
+        )
+
+    def _ask(self, indices: np.ndarray) -> Future[None]:
+        images = self.maker.images
+        assert self.asking is not None
+        assert isinstance(images, HasReadAhead)
+        return self.asking.submit(images.read_ahead, indices)
 
     def _abandon(self) -> None:
         if self.begun is not None:
@@ -578,6 +627,8 @@ class Prefetched:
         indices: Indices of the images of each batch.
         pin_memory: Whether the batches are page-locked.
         ahead: How many batches to make ahead.
+        ask: Has images with given indices asked for ahead, in another thread; None: nothing is.
+        readahead: For how many batches behind those that are made ahead.
     """
 
     def __init__(
@@ -588,12 +639,17 @@ class Prefetched:
         indices: Iterator[np.ndarray],
         pin_memory: bool,
         ahead: int,
+        ask: Callable[[np.ndarray], Future[None]] | None = None,
+        readahead: int = 0,
     ) -> None:
         self.maker, self.threads, self.epoch = maker, threads, epoch
-        self.indices, self.pin_memory = indices, pin_memory
+        self.indices, self.pin_memory, self.ask = indices, pin_memory, ask
         self.futures: deque[Future[MadeBatch]] = deque()
+        self.asked: deque[tuple[np.ndarray, Future[None]]] = deque()
         for _ in range(ahead):
             self._submit()
+        for _ in range(readahead if ask is not None else 0):
+            self._ask()
 
     def __iter__(self) -> Iterator[MadeBatch]:
         try:
@@ -605,20 +661,39 @@ class Prefetched:
             self.cancel()
 
     def cancel(self) -> None:
-        """Give up the batches that are not begun, and wait for the others."""
-        for future in self.futures:
+        """Give up what is not begun, and wait for the rest."""
+        begun = [*self.futures, *(asked for _, asked in self.asked)]
+        self.futures.clear()
+        self.asked.clear()
+        for future in begun:
             future.cancel()
-        while self.futures:
-            future = self.futures.popleft()
+        for future in begun:
             if not future.cancelled():
                 future.exception()
 
     def _submit(self) -> None:
-        indices = next(self.indices, None)
+        """Let the next batch be made."""
+        indices = self._next()
         if indices is not None:
             self.futures.append(
                 self.threads.submit(self.maker, self.epoch, indices, self.pin_memory)
             )
+
+    def _next(self) -> np.ndarray | None:
+        """The indices of the next batch; another one is asked for in its place."""
+        if not self.asked:
+            return next(self.indices, None)
+        indices, asked = self.asked.popleft()
+        if not asked.cancel() and asked.done():  # not begun by now, it would come too late
+            asked.result()  # sources keep quiet about files; anything else is a bug
+        self._ask()
+        return indices
+
+    def _ask(self) -> None:
+        indices = next(self.indices, None)
+        if indices is not None:
+            assert self.ask is not None
+            self.asked.append((indices, self.ask(indices)))
 
 
 class _ReadyBatch:

@@ -1,7 +1,8 @@
 """Packs: a data set's encoded images in a few large files, with checksums; see docs/packs.md.
 
 A pack opens at once, and its index takes no Python object for an image. The order of the images is
-that of the class folders which they came from, so a pack and its folder give the same batches.
+that of the class folders which they came from, so a pack and its folder give the same batches;
+unless the training images were shuffled (`order=shuffled`), to be read in blocks (`data.orders`).
 """
 
 import io
@@ -174,6 +175,12 @@ class PackImages(StoredImages):
         items["segments_checksum"] = rows["segments_checksum"]
         items["verify"] = ~self._checked[np.asarray(indices, dtype=np.int64)]
         return Located(items, [self.opened])
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """See `HasReadAhead`; segment tables come with their images."""
+        rows = self.index[indices]
+        sizes = rows["length"] + 2 * rows["segments"].astype(np.int64)
+        self.opened.read_ahead(rows["shard"], rows["offset"], sizes)
 
     def found_whole(self, indices: np.ndarray) -> None:
         """Note that native code has found the checksums of these images equal."""

@@ -61,6 +61,10 @@ class PackedBoxImages(BoxImages):
         """See `PackImages.locate`."""
         return self.pack.locate(self.places[np.asarray(indices)])
 
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """See `PackImages.read_ahead`."""
+        self.pack.read_ahead(self.places[indices])
+
     def found_whole(self, indices: np.ndarray) -> None:
         """See `PackImages.found_whole`."""
         self.pack.found_whole(self.places[indices])

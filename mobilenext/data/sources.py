@@ -7,6 +7,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from mobilenext.data.folder_index import (
 )
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.errors import InputError
-from mobilenext.files import NotRegularError, printable, read_regular
+from mobilenext.files import NotRegularError, open_regular, printable, read_regular, will_need
 from mobilenext.seeding import counter_seed
 
 EXTENSIONS = (
@@ -178,6 +179,12 @@ class ListedFiles:
                 f"{printable(path)}: expected an image file, could not read it "
                 f"({error.strerror or error}); replace or remove the file"
             ) from error
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """See `HasReadAhead`; the files are opened and closed again."""
+        for index in indices.tolist():
+            with suppress(OSError, NotRegularError), open_regular(self.path(index)) as file:
+                will_need(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Locations of the files: their paths, which native code opens."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from mobilenext.data.encoded import ITEM, Located
 from mobilenext.data.pillow import decode_bytes
 from mobilenext.data.sources import ClassTargets
 from mobilenext.errors import InputError
-from mobilenext.files import open_regular, printable
+from mobilenext.files import NotRegularError, open_regular, printable, will_need
+
+GAP = 1 << 14
+"""Bytes between two parts of a file that are fetched with them rather than left out: headers of
+tars, the space up to the next record of a pack."""
 
 
 class Names:
@@ -129,6 +134,29 @@ class OpenFiles:
             items["path"] = self.addresses[numbers]
             items["status"][items["length"] == 0] = native.EMPTY  # not all of the file
 
+    def read_ahead(self, numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
+        """Ask the system to fetch parts of the files, neighbouring ones as one.
+
+        Args:
+            numbers: Number of the file of each part, (N,).
+            offsets: Where each begins, in bytes, (N,).
+            lengths: The bytes of each, (N,).
+        """
+        order = np.lexsort((offsets, numbers))
+        numbers, starts = numbers[order], offsets[order].astype(np.int64)
+        ends = starts + lengths[order].astype(np.int64)
+        begins = np.ones(len(order), bool)
+        begins[1:] = (numbers[1:] != numbers[:-1]) | (starts[1:] > ends[:-1] + GAP)
+        first = np.flatnonzero(begins)
+        last = np.maximum.reduceat(ends, first) if len(first) else ends
+        pieces = zip(numbers[first].tolist(), starts[first].tolist(), last.tolist(), strict=True)
+        for number, start, end in pieces:
+            if self.files:
+                will_need(self.files[number].fileno(), start, end - start)
+                continue
+            with suppress(OSError, NotRegularError), open_regular(self.paths[number]) as file:
+                will_need(file.fileno(), start, end - start)
+
 
 class StoredImages(ClassTargets):
     """Encoded images in a few large files.
@@ -185,6 +213,10 @@ class StoredImages(ClassTargets):
         """
         start, length = int(self.offset[index]), int(self.length[index])
         return self.opened.read(int(self.file[index]), start, length, self.names[index])
+
+    def read_ahead(self, indices: np.ndarray) -> None:
+        """See `HasReadAhead`."""
+        self.opened.read_ahead(self.file[indices], self.offset[indices], self.length[indices])
 
     def locate(self, indices: Sequence[int] | np.ndarray) -> Located:
         """Locations of the encoded bytes of images in the files."""

@@ -56,7 +56,7 @@ from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import load_weights, weights_path
 
-ADDED_LATER = ("val_folder", "val_share", "on_bad_box")
+ADDED_LATER = ("val_folder", "val_share", "on_bad_box", "readahead")
 """Entries of `data` that are part of the recipe only if they say something; see `added_later`."""
 
 

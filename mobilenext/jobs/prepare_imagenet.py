@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from timm.data.imagenet_info import ImageNetInfo
 
 from mobilenext.config.fields import check, check_choice, path_field
@@ -45,6 +46,7 @@ from mobilenext.data.webdataset import webdataset
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.runtime.distributed import Process
+from mobilenext.seeding import generator
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 
@@ -73,6 +75,9 @@ class PrepareImagenetConfig:
     on_bad_image: str = "error"
     """An image that can't be decoded ends the job (error), is left out (skip) or stored as it is
     (keep); the report names it."""
+    order: str = "source"
+    """Of the training images: as in the source, or shuffled, for data.order=blocks (slow to make of
+    Parquet). Validation images keep theirs."""
     workers: int | None = None
     """Threads; null: as many as there are cores."""
     limit: int | None = None
@@ -88,6 +93,7 @@ class PrepareImagenetConfig:
         check_choice("val_mode", self.val_mode, ("copy", "restart"))
         check_choice("classes", self.classes, ("auto", "imagenet"))
         check_choice("on_bad_image", self.on_bad_image, ("error", "skip", "keep"))
+        check_choice("order", self.order, ("source", "shuffled"))
         check(1 <= self.quality <= 100, "quality", "1 to 100", self.quality)
         for key in ("size", "workers", "limit"):
             value = getattr(self, key)
@@ -166,6 +172,9 @@ def _write(
     """Write all parts that are not finished yet."""
     splits = _splits(data)
     chosen = {split: _chosen(len(images), config.limit) for split, images in splits.items()}
+    if config.order == "shuffled":
+        shuffled = torch.randperm(len(chosen["train"]), generator=generator("pack"))
+        chosen["train"] = chosen["train"][shuffled.numpy()]
     done = {split: len(writer.parts[split]) * PART for split in SPLITS}
     count = sum(len(indices) for indices in chosen.values())
     before = sum(min(done[split], len(chosen[split])) for split in SPLITS)
@@ -283,6 +292,8 @@ def _described(config: PrepareImagenetConfig, kind: str, data: ImageData) -> dic
         "lossless": {"train": not resizes, "val": True},
         "on_bad_image": config.on_bad_image,
         "limit": config.limit,
+        # Packs in the source's order are described as they were before there was another one.
+        **({"order": config.order} if config.order == "shuffled" else {}),
         "source": {
             "kind": kind,
             "path": str(Path(str(config.source)).resolve()),
@@ -311,7 +322,8 @@ def _lock(stack: ExitStack, output: Path) -> None:
 def _finished(output: Path, described: dict[str, Any]) -> dict[str, Any]:
     """The report of a pack that is there already."""
     there = describe_pack(output)
-    other = sorted(key for key, value in described.items() if there.get(key) != value)
+    keys = {"order", *described}
+    other = sorted(key for key in keys if there.get(key) != described.get(key))
     if other:
         raise InputError(
             f"output={output} has a finished pack that was made with other values of "
@@ -341,9 +353,8 @@ def _ahead(
 
 
 def _report(described: dict[str, Any], writer: PackWriter, notes: list[str]) -> dict[str, Any]:
-    report: dict[str, Any] = {
-        key: described[key] for key in ("source", "mode", "val_mode", "size", "quality", "limit")
-    }
+    kept = ("source", "mode", "val_mode", "size", "quality", "limit", "order")
+    report: dict[str, Any] = {key: described[key] for key in kept if key in described}
     report["notes"] = notes
     for split in SPLITS:
         total = Tally()

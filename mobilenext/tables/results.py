@@ -20,7 +20,15 @@ NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params
 
 NOT_PROTOCOL = {
     "": ("name", "output_dir", "seed", "width", "identity", "checkpoint", "model", "genotype"),
-    "data": ("root", "root_names_data", "download", "workers", "decoder", "max_bad_share"),
+    "data": (
+        "root",
+        "root_names_data",
+        "download",
+        "workers",
+        "decoder",
+        "readahead",
+        "max_bad_share",
+    ),
     "data.source": ("root", "download", "pack"),
     "runtime": ("device", "threads", "log_every", "timeout_minutes"),
 }
@@ -42,7 +50,7 @@ ADDED_DEFAULTS = {
 """Entries that were added later, and the values with which they change nothing: results from before
 and after are of one protocol. `mobilenext.config` marks the same fields as added."""
 ADDED_INSIDE = {
-    "data": {"val_folder": None, "val_share": None, "on_bad_box": "drop"},
+    "data": {"val_folder": None, "val_share": None, "on_bad_box": "drop", "order": "shuffled"},
     "augment": {"pad_crop": None, "cutout": None},
 }
 """The same of groups."""
@@ -158,6 +166,8 @@ class Protocol:
         micro_batch = config["runtime"].get("micro_batch")
         if micro_batch and config.get("batch_norm") != "sync":
             parts.append(f"norms of {micro_batch} images")
+        if config["data"].get("order", "shuffled") != "shuffled":
+            parts.append(f"images in {config['data']['order']}")
         if augment.get("randaugment"):
             parts.append(f"RandAugment {augment['randaugment']}")
         parts += [f"{name} {augment[name]:g}" for name in MIXING if augment.get(name)]

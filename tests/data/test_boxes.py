@@ -30,7 +30,8 @@ from mobilenext.data.boxes import BOX_TARGETS, PADDING
 from mobilenext.data.decoders import DecodeRequest, DeviceDecoder, open_decoder
 from mobilenext.data.drawing import DASH, TRUTH, colour_of, draw_boxes
 from mobilenext.data.encoded import FILTERS, VIEW
-from mobilenext.data.loader import Batch, Loader, epoch_order
+from mobilenext.data.loader import Batch, Loader
+from mobilenext.data.orders import epoch_order
 from mobilenext.data.sources import ArrayImages
 from mobilenext.data.transforms import covered, limits_within, render_beyond
 from mobilenext.errors import InputError

@@ -21,7 +21,8 @@ from mobilenext.data import (
     two_parts,
 )
 from mobilenext.data import loader as loading
-from mobilenext.data.loader import Loader, epoch_order
+from mobilenext.data.loader import Loader
+from mobilenext.data.orders import epoch_order
 from mobilenext.data.sources import ArrayImages, Images
 from mobilenext.errors import InputError
 
@@ -306,9 +307,27 @@ def test_what_is_prefetched_is_what_is_asked_for() -> None:
     batches.close()
 
 
-def test_only_a_few_batches_are_made_ahead() -> None:
-    batches = loader(workers=2)
+@pytest.mark.parametrize(
+    ("batch", "size", "ahead"), [(48, 24, 16), (64, 224, 6), (128, 224, 3), (256, 224, 2)]
+)
+def test_batches_ready_are_bounded_in_number_and_bytes(batch: int, size: int, ahead: int) -> None:
+    """At most 16, and 64 MiB of them, but always as many as are made at a time."""
+    transform = train_transform(size)
+    batches = train_loader(DIGITS.train, transform, seed=0, global_batch_size=batch)
     assert isinstance(batches, loading._ImageLoader)
+    assert batches.ahead == ahead
+    ready = batches.ahead * batch * size**2 * 3
+    assert ready <= loading.AHEAD_BYTES or batches.ahead == loading.MAKERS
+    batches.close()
+
+
+def test_only_a_few_batches_are_made_ahead() -> None:
+    # Small ones, of which an epoch has more than may be ready.
+    batches = train_loader(
+        DIGITS.train, train_transform(24), seed=7, global_batch_size=48, workers=2
+    )
+    assert isinstance(batches, loading._ImageLoader)
+    assert batches.ahead + 1 < len(batches)
     made = []
     make = batches.maker.__call__
 

@@ -4,12 +4,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mobilenext.data import coco, restart, train_loader, voc
 from mobilenext.data.box_transforms import BoxTransform
 from mobilenext.data.boxes import BoxData
+from mobilenext.data.pack import PackImages
 from mobilenext.data.packed_boxes import PackedBoxImages
 from mobilenext.errors import InputError
 from mobilenext.jobs.prepare_imagenet import prepare_imagenet
@@ -55,6 +57,18 @@ def test_batches_are_the_same_bits(tree: Path, tmp_path: Path, mode: str) -> Non
     for split in ("train", "val"):
         for one, other in zip(batches(plain, split), batches(from_pack, split), strict=True):
             assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+
+def test_the_pack_is_read_ahead(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the files that the boxes belong to."""
+    images = of_voc(tree, pack=packed(tree, tmp_path / "pack", "mode=copy")).train
+    asked = []
+    monkeypatch.setattr(PackImages, "read_ahead", lambda _, indices: asked.append(indices))
+    images.read_ahead(np.array([2, 0]))
+    assert isinstance(images, PackedBoxImages)
+    assert [indices.tolist() for indices in asked] == [images.places[[2, 0]].tolist()]
 
 
 def test_coco_packs_too(tree: Path, tmp_path: Path) -> None:

@@ -293,6 +293,25 @@ def test_a_part_of_the_images(photo_folder: Path, tmp_path: Path) -> None:
     assert splits(tmp_path / "pack")["train"].labels.tolist() == [0, 0, 1, 1]
 
 
+def test_shuffled_training_images(photo_folder: Path, tmp_path: Path) -> None:
+    """The same images under the same names and labels; those of validation keep their order."""
+    plain, shuffled = tmp_path / "plain", tmp_path / "shuffled"
+    prepare(photo_folder, plain)
+    report = prepare(photo_folder, shuffled, order="shuffled")
+    assert (report["order"], report["train"]["images"]) == ("shuffled", 24)
+    assert "order" not in content(plain)["pack.json"].decode()
+    one, two = splits(plain)["train"], splits(shuffled)["train"]
+    of = {one.names[i]: (one.read(i), int(one.labels[i])) for i in range(24)}
+    assert {two.names[i]: (two.read(i), int(two.labels[i])) for i in range(24)} == of
+    assert np.count_nonzero(np.diff(two.labels)) > 3 > np.count_nonzero(np.diff(one.labels))
+    check_lossless(photo_folder, shuffled, ("val",))
+    prepare(photo_folder, tmp_path / "again", order="shuffled")
+    assert content(tmp_path / "again") == content(shuffled)
+    for pack, order in ((plain, "shuffled"), (shuffled, "source")):
+        with pytest.raises(InputError, match="was made with other values of order; choose another"):
+            prepare(photo_folder, pack, order=order)
+
+
 def test_classes_and_counts(photo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected the 1000 synsets of ImageNet-1k, got 2"):
         prepare(photo_folder, tmp_path / "pack", classes="imagenet")
@@ -342,6 +361,7 @@ def test_what_is_refused(photo_folder: Path, tmp_path: Path) -> None:
         ({"workers": 0}, "workers=0"),
         ({"source": None}, "source=None: expected a folder with images"),
         ({"on_bad_image": "repair"}, "expected one of error, skip, keep"),
+        ({"order": "blocks"}, "order=blocks: expected one of source, shuffled"),
     ],
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:

@@ -27,6 +27,7 @@ from mobilenext.training.checkpoint import Checkpoints
 from mobilenext.training.step import Update
 from tests.compare import differences
 from tests.composed import LEARNS, MADE_UP, TINY, composed, placed
+from tests.conftest import Run
 
 CPU = Process(torch.device("cpu"))
 SMALL = ("width=0.35", "data.global_batch_size=48", "epochs=2", "runtime.log_every=10")
@@ -512,6 +513,30 @@ def test_unreadable_images_are_named_once_and_counted(
         assert sum(place in line for line in warnings) == 1
     lines = (tmp_path / "run" / "unreadable.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["train", "train", "val"]
+
+
+def test_a_run_as_on_a_network_file_system(run: Run, tmp_path: Path, photo_folder: Path) -> None:
+    """Blocks are another recipe; read-ahead is none, and changes nothing."""
+    for path in (photo_folder / "train").glob("*/*"):  # an epoch longer than what is made ahead
+        for number in range(3):
+            path.with_name(f"{number}_{path.name}").symlink_to(path)
+    arguments = ["train.py", *TINY, "data=imagefolder", f"data.root={photo_folder}", "epochs=2",
+                 "data.global_batch_size=4", "data.image_size=32", "schedule=constant",
+                 "optimizer.lr=0.01", "runtime=exact", "data.workers=1",
+                 "data.order=blocks"]  # fmt: skip
+    run(*arguments)
+    (plain,) = (tmp_path / "runs").glob("*/*")
+    run(*arguments, "data.readahead=4", "output_dir=ahead")
+    (ahead,) = (tmp_path / "ahead").glob("*/*")
+    assert ahead.name == plain.name
+    assert [rows(ahead, kind) for kind in ("train", "val")] == [
+        rows(plain, kind) for kind in ("train", "val")
+    ]
+    run(*arguments, "data.order=shuffled")
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 2
+    refused = run("train.py", *TINY, "data.workers=1", "data.readahead=4", ok=False)
+    assert refused.returncode == 1
+    assert "data.readahead=4: expected images in files as they are" in refused.stderr
 
 
 def test_other_images_than_before_are_refused(tmp_path: Path, photo_folder: Path) -> None:
