@@ -152,6 +152,21 @@ class Agreement:
             self.work = None
         return self.sent.bool().tolist()
 
+    def failed(self) -> bool:
+        """Whether the last call's requests can't arrive, since another process has ended.
+
+        For other threads: this process's own may wait for its device, and never come to ask.
+        """
+        work = self.work
+        future = None if work is None else work.get_future()
+        if future is None or not future.done():
+            return False
+        try:
+            future.value()
+        except RuntimeError:
+            return True
+        return False
+
 
 @contextmanager
 def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
