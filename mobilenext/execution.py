@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mobilenext import program
-from mobilenext.config import RuntimeConfig
+from mobilenext.config import HasRun, RuntimeConfig
 from mobilenext.errors import InputError, first_line
 from mobilenext.runtime.distributed import Process, choose_device, process_group
 from mobilenext.runtime.memory import is_out_of_memory, keep_freed_memory
@@ -38,7 +38,8 @@ def execute(
         The job's result.
 
     Raises:
-        InputError: There is no such device, or memory ran out.
+        InputError: There is no such device, memory ran out, or the processes were given
+            different runs.
     """
     runtime = getattr(config, "runtime", None) or RuntimeConfig(device="cpu")
     configure_torch(runtime.threads, runtime.deterministic)
@@ -50,6 +51,7 @@ def execute(
     with process_group(runtime.device, runtime.timeout_minutes) as process:
         # Resolved before the run folder is named, since it decides the result.
         runtime.precision = resolve_precision(runtime.precision, process.device)
+        _check_that_all_do_the_same(config, process)
         if process.device.type == "cpu":
             keep_freed_memory()
         with requeued_if_preempted(process):
@@ -63,6 +65,19 @@ def execute(
                     "data.global_batch_size, or set runtime.micro_batch to a part of it (gradients "
                     "are accumulated); in evaluation lower data.eval_batch_size"
                 ) from error
+
+
+def _check_that_all_do_the_same(config: Any, process: Process) -> None:
+    """Raise `InputError` if the processes were given different runs, as tasks of srun may be."""
+    if not isinstance(config, HasRun) or not config.leaves_run:
+        return
+    runs = dict.fromkeys(map(str, process.gather(config.run_path)))
+    if len(runs) > 1:
+        raise InputError(
+            f"expected one run of all {process.world_size} processes, got {len(runs)}: "
+            f"{', '.join(list(runs)[:4])}. They train together, so each needs the same arguments; "
+            "runs of their own are started one by one (srun --ntasks=1), or by a sweep (-m)"
+        )
 
 
 def precision_here(runtime: RuntimeConfig) -> str:

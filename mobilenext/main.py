@@ -38,6 +38,7 @@ from mobilenext.files import printable
 from mobilenext.program import launched_by_torchrun
 from mobilenext.runtime.cuda_driver import cuda_is_ruled_out
 from mobilenext.runtime.signals import StopSignals
+from mobilenext.runtime.srun import in_srun_step, join_srun_tasks
 from mobilenext.sweeps.submitit_tasks import Requeued, in_submitit_task, make_importable
 from mobilenext.sweeps.sweep import Sweep
 from mobilenext.training.endings import already_finished
@@ -58,8 +59,8 @@ def launch(load: Callable[[], Job], schema: type, config_name: str) -> None:
     """Run a job with the config that the command line describes.
 
     Composes `configs/<config_name>.yaml` with the overrides, turns it into its dataclass, joins the
-    other processes if torchrun started this one, and calls `job(config, process)`. What a user can
-    fix is shown as one message on standard error; the exit code is then 1. After a signal
+    other processes if torchrun or srun started this one, and calls `job(config, process)`. What a
+    user can fix is shown as one message on standard error; the exit code is then 1. After a signal
     that asked for the end it is 75: all is saved, run it again.
 
     Torch is loaded once the config is whole: a typo is answered at once.
@@ -70,6 +71,7 @@ def launch(load: Callable[[], Job], schema: type, config_name: str) -> None:
         config_name: Primary config in `configs/`.
     """
     _escape_output()
+    join_srun_tasks()
     _read_arguments(schema)
     register(schema)
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -348,13 +350,16 @@ def _as_text(value: str, several: bool) -> str:
 
 
 def refuse_sweep_under_torchrun() -> None:
-    """Raise `InputError` if torchrun started this process, which wants to start others."""
+    """Raise `InputError` if torchrun or srun started this process, which wants to start others."""
     if launched_by_torchrun() and "SUBMITIT_EXECUTOR" not in os.environ:
         given = [text for text in sys.argv[1:] if text not in ("-m", "--multirun")]
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        under, alone = "under torchrun", "without torchrun"
+        if in_srun_step():
+            under, alone = "as several tasks of srun", "as one task"
         raise InputError(
-            "a sweep (-m) can't run under torchrun: its second job would meet the rendezvous "
-            "of the first. Start the sweep without torchrun, it starts torchrun for each job: "
+            f"a sweep (-m) can't run {under}: its second job would meet the rendezvous "
+            f"of the first. Start the sweep {alone}, it starts torchrun for each job: "
             f"{program.command()} -m hydra/launcher=torchrun "
             f"hydra.launcher.processes={processes} {shlex.join(given)}"
         )

@@ -92,5 +92,8 @@ def command_line() -> str:
 
 
 def launched_by_torchrun() -> bool:
-    """Whether torchrun (or something that sets the same variables) started this process."""
+    """Whether torchrun (or something that sets the same variables) started this process.
+
+    `runtime.srun` sets them for the tasks of srun.
+    """
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ

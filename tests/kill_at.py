@@ -4,6 +4,7 @@
 
 PLACE is a key of `PLACES`; the process dies when it comes there for the COUNT-th time. In a job
 of several only rank KILL_RANK (default 0) dies, and only in the first of torchrun's attempts.
+With OTHERS_HANG the others hang there, as they do for their devices when NCCL has lost a peer.
 """
 
 import json
@@ -12,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,13 +94,15 @@ def kill_again_and_again(
     assert [row["reason"] for row in rows if row["event"] == "end"] == ["finished"], shown
 
 
-def dying(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """The function, the COUNT-th call of which is the process's last act."""
+def dying(function: Callable[..., Any], count: int, hangs: bool = False) -> Callable[..., Any]:
+    """The function, the COUNT-th call of which is the process's last act, or never returns."""
     calls = 0
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
+        if calls == count and hangs:
+            time.sleep(600)
         if calls == count:
             if function is WRITE:
                 content, file = arguments
@@ -116,12 +120,13 @@ if __name__ == "__main__":
     sys.argv = [f"{loop}.py", *sys.argv[4:]]
     mine = os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0")
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if mine and first:
+    hangs = not mine and "OTHERS_HANG" in os.environ
+    if (mine or hangs) and first:
         owner, name = PLACES[place]
         if (place, loop) == ("in evaluation", "detect"):
             owner = detection
         function = getattr(owner, name)
-        setattr(owner, name, dying(function, count))
+        setattr(owner, name, dying(function, count, hangs))
     if loop == "toy":
         toy_loop.main()
     else:

@@ -18,9 +18,10 @@ from torch.distributed import (
     TCPStore,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from mobilenext.errors import InputError, LostProcessError, Preempted, UserError
+from mobilenext.errors import InputError, LostProcessError, Preempted, UserError, first_line
 from mobilenext.program import launched_by_torchrun
 from mobilenext.runtime.cores import own_allowance, share
+from mobilenext.runtime.srun import in_srun_step
 
 T = TypeVar("T")
 
@@ -38,7 +39,8 @@ class Process:
     timeout: timedelta = timedelta(minutes=30)
     """Time that a collective waits for the other processes."""
     rendezvous_prefix: str = ""
-    """Prefix of this start's entries in torchrun's store, which has those of earlier ones too."""
+    """Prefix of this start's entries in torchrun's store, which has those of earlier ones too;
+    empty where rank 0 has the store, as without torchrun."""
     cpus: int = field(default_factory=lambda: share(own_allowance(), [own_allowance()]))
     """Processor cores for this process: its share of those that the job's processes have here."""
     is_first_on_node: bool = True
@@ -57,8 +59,9 @@ class Process:
             hint: More for the message.
         """
         if self.world_size > 1:
+            alone = "as one task (srun --ntasks=1)" if in_srun_step() else "without torchrun"
             raise InputError(
-                f"{job}: expected one process, got {self.world_size}; run it without torchrun{hint}"
+                f"{job}: expected one process, got {self.world_size}; run it {alone}{hint}"
             )
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
@@ -175,6 +178,21 @@ class Agreement:
             self.work = None
         return self.sent.bool().tolist()
 
+    def failed(self) -> bool:
+        """Whether the last call's requests can't arrive, since another process has ended.
+
+        For other threads: this process's own may wait for its device, and never come to ask.
+        """
+        work = self.work
+        future = None if work is None else work.get_future()
+        if future is None or not future.done():
+            return False
+        try:
+            future.value()
+        except RuntimeError:
+            return True
+        return False
+
 
 @contextmanager
 def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
@@ -186,7 +204,7 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
             the `Watchdog`, who knows which process it is, comes first.
 
     Raises:
-        InputError: The device is not there.
+        InputError: The device is not there, or the processes can't meet.
         LostProcessError: Another process went away inside.
     """
     rank = int(os.environ["RANK"]) if launched_by_torchrun() else 0
@@ -205,14 +223,23 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         prefix = _rendezvous(client, rank, world_size, timeout)
         store = PrefixStore(prefix, client)
     process = Process(chosen, rank, world_size, timeout, prefix)
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timeout,
-        store=store,
-        rank=rank if store is not None else -1,
-        world_size=world_size if store is not None else -1,
-        device_id=chosen if chosen.type == "cuda" else None,
-    )
+    try:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            timeout=timeout,
+            store=store,
+            rank=rank if store is not None else -1,
+            world_size=world_size if store is not None else -1,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    except dist.DistError as error:
+        if store is not None:
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise InputError(
+            f"the {world_size} processes can't meet at {where} ({first_line(error)}); "
+            "export MASTER_ADDR, a name of rank 0's machine, and MASTER_PORT, a free port there"
+        ) from error
     try:
         mine = own_allowance()
         everyones = process.gather(mine)
@@ -228,9 +255,9 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
         if isinstance(error, UserError) or not any(sign in str(error) for sign in LOST_SIGNS):
             raise
         raise LostProcessError(
-            "lost contact with another process of the job: its own message, or what torchrun says "
-            f"of it, has the cause ({str(error).splitlines()[0][:200]}). The same command goes on "
-            "from the last checkpoint"
+            "lost contact with another process of the job: its own message, or what torchrun or "
+            f"srun says of it, has the cause ({str(error).splitlines()[0][:200]}). The same "
+            "command goes on from the last checkpoint"
         ) from error
     # Only after success: after an error the others may be inside a collective, and taking the
     # group down would bury the message of this rank under theirs.
@@ -238,7 +265,7 @@ def process_group(device: str, timeout_minutes: float) -> Iterator[Process]:
 
 
 def agent_store(timeout: timedelta) -> TCPStore:
-    """A connection of its own to the store where torchrun's processes meet."""
+    """A connection of its own to the store where the processes meet: torchrun's, or rank 0's."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(host, port, is_master=False, timeout=timeout)
 
@@ -277,10 +304,12 @@ def cuda_devices() -> list[str]:
     return [name.strip() for name in names[:count]]
 
 
-def _slurm_shares_out_devices() -> bool:
-    """Whether each task of a SLURM job sees devices of its own, numbered from 0."""
+def _slurm_shares_out_devices(visible: int) -> bool:
+    """Whether each task of a SLURM job sees devices of its own, `visible` of them, from 0 on."""
     signs = ("SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND")
-    in_task = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
+    if in_srun_step() and visible == 1:
+        return True  # srun may be given --gpus-per-task itself, and need not set a variable then
+    in_task = os.environ.get("SUBMITIT_EXECUTOR") == "slurm" or in_srun_step()
     return in_task and any(sign in os.environ for sign in signs)
 
 
@@ -303,7 +332,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
-        if device.index is None and index >= count > 0 and _slurm_shares_out_devices():
+        if device.index is None and index >= count > 0 and _slurm_shares_out_devices(count):
             index %= count
         if index >= count:
             raise InputError(

@@ -37,7 +37,9 @@ class Session:
         self.process, self.folder = process, folder
         answer = "a checkpoint is written, then the run ends; once more ends it at once"
         self.signals = StopSignals(answer if process.is_main else "")
-        self.watchdog = Watchdog(process, timeout_minutes, on_orphaned=self._orphaned)
+        self.watchdog = Watchdog(
+            process, timeout_minutes, on_orphaned=self._orphaned, suspicious=self._suspicious
+        )
         self.step = 0
         self.began = False
 
@@ -99,6 +101,10 @@ class Session:
         names = [name for name in self.process.gather(self.signals.received) if name]
         return Preempted(names[0] if names else "a signal", self.step)
 
+    def _suspicious(self) -> bool:
+        """Whether another process may have died: torchrun then asks the others to stop."""
+        return self.signals.received is not None or self.agreement.failed()
+
     def _orphaned(self) -> None:
         """Nobody would end these processes, and they would keep the next start out."""
         self.signals.receive("the death of torchrun")
@@ -112,6 +118,7 @@ class Session:
         with self.stack:
             if error is None or isinstance(error, Preempted):
                 self.agreement.agreed()  # nobody leaves while others wait for its request
+                self.watchdog.stop()
             if self.began and self.process.is_main:
                 try:
                     self.folder.append_session(

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,6 +108,42 @@ def test_torchrun_restarts_after_a_killed_rank(run, tmp_path: Path, toy_together
     assert_same_run(only_folder(tmp_path), toy_together)
     starts = [row for row in sessions(tmp_path) if row["event"] == "start"]
     assert [row["step"] for row in starts] == [0, 16]  # asked for after 15, agreed on one later
+
+
+@pytest.mark.slow
+def test_those_who_wait_for_a_dead_rank_end(run, tmp_path: Path, toy_together: Path) -> None:
+    """As with NCCL, which does not tell them; long before torchrun's patience has ended."""
+    begun = time.monotonic()
+    done = run("tests/kill_at.py", "before a step", 17, "toy", "timeout=0.3", "seconds=0.1",
+               processes=2, torchrun=("--max-restarts=1", "--shutdown-timeout=120"),
+               env={"KILL_RANK": "1", "OTHERS_HANG": "1"})  # fmt: skip
+    assert time.monotonic() - begun < 100
+    said = next(line for line in done.stderr.splitlines() if line.startswith("error:"))
+    assert said.startswith("error: another process is lost; stopped or dead: rank 1 (")
+    assert said.endswith("). The same command goes on from the last checkpoint")
+    assert "nothing has moved" not in done.stderr
+    assert_same_run(only_folder(tmp_path), toy_together)
+
+
+@pytest.mark.slow
+def test_those_who_wait_for_a_dead_rank_0_end(tmp_path: Path) -> None:
+    """Without torchrun: rank 0 had the store, and nobody sends a signal."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    killed = command("tests/kill_at.py", "before a step", 17, "toy", "timeout=0.3", "seconds=0.1")
+    ranks = [
+        subprocess.Popen(
+            killed, cwd=tmp_path, text=True,
+            stderr=subprocess.PIPE if rank else subprocess.DEVNULL,
+            env={**environment(), "OTHERS_HANG": "1", "RANK": str(rank), "WORLD_SIZE": "2",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    _, said = ranks[1].communicate(timeout=100)
+    assert ranks[0].wait() == -signal.SIGKILL
+    assert ranks[1].returncode == 1
+    assert "error: another process is lost; rank 0 took the store along" in said
 
 
 @contextlib.contextmanager
