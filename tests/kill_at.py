@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def dying(function: Callable[..., Any], count: int) -> Callable[..., Any]:
                 content, file = arguments
                 file.write(content.getvalue()[:100_000])
                 file.flush()
+                time.sleep(0.3)  # in which training goes on
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **named)
 
