@@ -108,6 +108,7 @@ def dying(function: Callable[..., Any], count: int, hangs: bool = False) -> Call
                 content, file = arguments
                 file.write(content.getvalue()[:100_000])
                 file.flush()
+                time.sleep(0.3)  # in which training goes on
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **named)
 

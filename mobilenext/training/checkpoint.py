@@ -7,8 +7,11 @@ the same description as metadata.
 
 The file is what `torch.save` writes, a zip archive, with the SHA-256 of all before it as the
 archive's comment: `torch.load` reads it as ever, and a single altered bit is found.
+
+While a run goes on, a thread writes its checkpoints, each from a copy of the state.
 """
 
+import copy
 import hashlib
 import io
 import pickle
@@ -17,11 +20,14 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import torch
+from torch import Tensor
 
 from mobilenext.errors import DamagedFileError, InputError, first_line
 from mobilenext.files import (
@@ -31,6 +37,7 @@ from mobilenext.files import (
     what_is,
     write_atomically,
 )
+from mobilenext.training.progress import say
 
 FORMAT = 2
 SEAL = b"sha256:"
@@ -53,6 +60,10 @@ class Checkpoints:
     """A run's checkpoints: `last.pt`, the ones before it (`last-1.pt`, ...), and `best.pt`.
 
     `best.pt` is a second name (a hard link) of its checkpoint while that is among the newest.
+
+    A run enters it and calls `begin`, which leaves the writing to a thread. If that fails, the
+    next `begin` or `wait` raises the error, and `due` and `affordable` ask for one. What is being
+    written when the run leaves is finished, whatever it leaves with.
 
     Args:
         folder: The run's folder.
@@ -77,17 +88,72 @@ class Checkpoints:
         self.every_seconds = None if every_minutes is None else 60 * every_minutes
         self.started = self.saved_at = time.monotonic()
         self.writing, self.longest = 0.0, 0.0
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self.under_way: Future[None] | None = None
+        """The newest write, until it has been waited for."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.thread.shutdown()
+        failure = None if self.under_way is None else self.under_way.exception()
+        if failure is not None and error is None:
+            raise failure
+        if failure is not None:  # what ended the run matters more
+            say(f"warning: {failure}")
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint within an epoch is wanted after this step, and may cost its time."""
         by_steps = self.every_steps is not None and step % self.every_steps == 0
         waited = time.monotonic() - self.saved_at
         by_time = self.every_seconds is not None and waited >= self.every_seconds
-        return (by_steps or by_time) and self.affordable()
+        return self._failed() or ((by_steps or by_time) and self.affordable())
 
     def affordable(self) -> bool:
-        """Whether one more write, as long as the longest so far, stays within `max_share`."""
-        return self.writing + self.longest <= self.max_share * (time.monotonic() - self.started)
+        """Whether one more write, as long as the longest so far, stays within `max_share`.
+
+        True after one that failed: the sooner is its error raised.
+        """
+        now, written = time.monotonic(), self.under_way is None or self.under_way.done()
+        so_far = 0.0 if written else now - self.saved_at
+        cost = self.writing + so_far + max(self.longest, so_far)
+        return self._failed() or cost <= self.max_share * (now - self.started)
+
+    def begin(self, state: dict[str, Any], best: bool) -> None:
+        """Copy a state, and have a thread `save` it; waits until the one before is written.
+
+        Args:
+            state: Tensors and plain values; they may change afterwards.
+            best: Whether it becomes `best.pt` as well.
+
+        Raises:
+            InputError: The one before could not be written.
+        """
+        self.wait()
+        self.saved_at = time.monotonic()
+        self.under_way = self.thread.submit(self._save, copied(state), best)
+
+    def wait(self) -> None:
+        """Have what was begun on the disk.
+
+        Raises:
+            InputError: It could not be written.
+        """
+        under_way, self.under_way = self.under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def exist(self) -> bool:
+        """Whether there are any, once what was begun is written or has failed."""
+        if self.under_way is not None:
+            self.under_way.exception()
+        return self.last.exists()
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `last.pt`; the one that had this name steps back once the new one is verified.
@@ -100,9 +166,10 @@ class Checkpoints:
         for path in self.last.parent.glob("last-*.pt"):  # from an earlier, larger `keep`
             if path not in self.generations:
                 path.unlink(missing_ok=True)
-        self.saved_at = time.monotonic()
-        self.writing += self.saved_at - begun
-        self.longest = max(self.longest, self.saved_at - begun)
+        now = time.monotonic()
+        self.writing += now - begun
+        self.longest = max(self.longest, now - begun)
+        self.saved_at = now
 
     def mark_best(self, path: Path) -> None:
         """Make `best.pt` a second name of a checkpoint.
@@ -153,6 +220,15 @@ class Checkpoints:
             )
         return Found(None, self.last, [])
 
+    def _failed(self) -> bool:
+        write = self.under_way
+        return write is not None and write.done() and write.exception() is not None
+
+    def _save(self, state: dict[str, Any], best: bool) -> None:
+        self.save(state)
+        if best:
+            self.mark_best(self.last)
+
     def _step_back(self, verified: Path) -> None:
         _read_sealed(verified)
         for newer, older in reversed(
@@ -160,6 +236,27 @@ class Checkpoints:
         ):
             if newer.exists():
                 link_atomically(newer, older)
+
+
+def copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy of a state, its tensors on the CPU.
+
+    Those of a GPU are copied into pinned memory, which torch keeps for the next time, and waited
+    for once.
+    """
+    copies: dict[int, Any] = {}
+    found: list[Any] = [state]
+    while found:
+        value = found.pop()
+        if isinstance(value, Tensor):
+            copies[id(value)] = value.detach().to("cpu", non_blocking=value.is_cuda, copy=True)
+        elif isinstance(value, dict):
+            found += value.values()
+        elif isinstance(value, list | tuple):
+            found += value
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return copy.deepcopy(state, copies)
 
 
 def save_checkpoint(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from mobilenext.errors import DivergedError, Preempted
@@ -113,6 +112,7 @@ class Run:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.session)
+            stack.enter_context(self.checkpoints)
             self.earlier = self.process.on_main(self.folder.result)
             if self.earlier is None:
                 self._restore()
@@ -176,10 +176,10 @@ class Run:
         self.monitor.step(step.epoch, self.state.step, self.state.meter)
         due = not last and self.checkpoints.due(self.state.step)
         stop, save = self.session.after(self.state.step, due)
-        if stop or (save and not last):
-            self.save()
         if stop:
-            raise self.session.preempted()
+            raise self.preempted()
+        if save and not last:
+            self.save()
 
     def show(self, name: str, pictures: Tensor, captions: Sequence[str]) -> None:
         """Show some of the pictures, uint8 (N, H, W, 3), with their captions in TensorBoard."""
@@ -235,16 +235,19 @@ class Run:
     def preempted(self) -> Preempted:
         """Save the state; the exception by which a run ends after a signal."""
         self.save()
+        self.process.on_main(self.checkpoints.wait)
         return self.session.preempted()
 
     def save(self) -> None:
-        """Write a checkpoint of the state as it is; all processes call this together."""
+        """Begin a checkpoint of the state as it is; all processes call this together."""
         self._collect()
         self._check_weights()
         gather_unreadable(self.state, self.loaders, self.process, self.folder)
         self.monitor.flush()
         self.state.gather(self.process)
-        self.process.on_main(self._write)
+        self.process.on_main(
+            lambda: self.checkpoints.begin(self.state.to_plain(), self.state.is_best)
+        )
         self.state.meter.pause()
 
     def finish(
@@ -264,6 +267,7 @@ class Run:
 
         def write() -> None:
             state = self.state
+            self.checkpoints.wait()
             with self.folder.writable():
                 description = {**state.described, "scores": state.scores}
                 save_weights(self.folder.weights, state.evaluated()[state.headline], description)
@@ -296,11 +300,6 @@ class Run:
         """Time and work of the run so far."""
         return self.state.meter.clock
 
-    def _write(self) -> None:
-        self.checkpoints.save(self.state.to_plain())
-        if self.state.is_best:
-            self.checkpoints.mark_best(self.checkpoints.last)
-
     def _collect(self) -> None:
         """Read the device; nothing is reported or saved of a step that must not have been."""
         bad_step = self.state.meter.collect(self.state.step)
@@ -311,15 +310,12 @@ class Run:
 
     def _check_weights(self) -> None:
         """The last step's update may have gone too far though its gradient was finite."""
-        networks = self.state.evaluated().values()
-        tensors = [value for one in networks for value in (*one.parameters(), *one.buffers())]
-        bad = torch.stack([~value.isfinite().all() for value in tensors]).sum()
-        if self.process.all_reduce_sum(bad).item():
+        if self.process.all_reduce_sum(self.state.nonfinite()).item():
             raise self._diverged(self.state.step)
 
     def _diverged(self, step: int) -> DivergedError:
         kept = "there is no checkpoint yet"
-        if self.checkpoints.last.exists():
+        if self.process.on_main(self.checkpoints.exist):
             kept = f"the last good checkpoint is {self.checkpoints.last}"
         return DivergedError(
             f"loss, gradient or weights are not finite at step {step} (epoch "

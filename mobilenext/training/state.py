@@ -110,6 +110,12 @@ class TrainState:
         averages = {"ema": self.ema.module} if self.ema is not None else {}
         return {"val": self.network, **averages}
 
+    def nonfinite(self) -> Tensor:
+        """Number of tensors of weights and statistics that are not finite, on the device."""
+        networks = self.evaluated().values()
+        tensors = [value for one in networks for value in (*one.parameters(), *one.buffers())]
+        return torch.stack([~value.isfinite().all() for value in tensors]).sum()
+
     @property
     def headline(self) -> str:
         """Name of the weights that are the run's result: the averages if there are any."""

@@ -3,10 +3,11 @@ import hashlib
 import io
 import os
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from torch import nn
 
 from mobilenext.errors import DamagedFileError, InputError
 from mobilenext.training import checkpoint
-from mobilenext.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from mobilenext.training.checkpoint import (
+    Checkpoints,
+    copied,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mobilenext.training.weights_files import (
     load_into,
     load_weights,
@@ -26,6 +32,7 @@ from mobilenext.training.weights_files import (
     sha256_of,
     weights_path,
 )
+from tests.compare import differences
 
 DESCRIBED = {
     "model": {"name": "tiny", "network": {"_target_": "torch.nn.Linear"}, "num_classes": 2},
@@ -295,6 +302,153 @@ def test_writing_stays_within_its_share(tmp_path: Path, monkeypatch: pytest.Monk
             # the first one's cost is not known before
             assert saved == 1 or 2 * saved <= 0.05 * now
     assert saved > 20
+
+
+def write_later(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Have writes of checkpoints wait for the event."""
+    may_write, write = threading.Event(), checkpoint._write_sealed
+
+    def waiting(*arguments: Any) -> None:
+        assert may_write.wait(timeout=60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_write_sealed", waiting)
+    return may_write
+
+
+def trained(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    network(torch.randn(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it changes meanwhile does not reach the file."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    trained(network, optimizer)
+    now = {
+        **DESCRIBED, "network": network.state_dict(), "optimizer": optimizer.state_dict(),
+        "step": 1, "unreadable": {"train": {3: "empty"}}, "lists": [[1, 2], ({"a": 1},)],
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "expected.pt", now)
+    may_write = write_later(monkeypatch)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.begin(now, best=True)
+        assert not checkpoints.last.exists()
+        trained(network, optimizer)
+        now["unreadable"]["train"][4] = "cut short"
+        now["lists"][0].append(3)
+        now["lists"][1][0]["a"] = 2
+        now["optimizer"]["param_groups"][0]["lr"] = 0.01
+        may_write.set()
+        checkpoints.wait()
+        assert checkpoints.exist()
+    for path in (checkpoints.last, checkpoints.best):
+        assert differences(load_checkpoint(path), load_checkpoint(tmp_path / "expected.pt")) == []
+        assert "_metadata" in vars(load_checkpoint(path)["network"])  # versions of its modules
+    assert differences(network.state_dict(), load_checkpoint(checkpoints.last)["network"])
+
+
+def test_copies_have_the_layout_of_the_originals() -> None:
+    one = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    state = {"a": one, "again": [one], "part": one[:1, :1], "none": None}
+    found = copied(state)
+    assert differences(found, state) == []
+    assert found["a"].stride() == one.stride()
+    assert found["again"][0] is found["a"]
+    assert found["a"].data_ptr() != one.data_ptr()
+    assert found["part"].untyped_storage().nbytes() == 4 * 20  # not all of what it is a view of
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_copies_from_a_gpu_are_whole_and_pinned() -> None:
+    values = torch.randn(1 << 24, device="cuda")
+    expected = values.cpu()
+    found = copied({"values": values})["values"]
+    values.zero_()
+    assert found.is_pinned()
+    assert torch.equal(found, expected)
+
+
+def test_one_checkpoint_is_written_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = write_later(monkeypatch)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.begin(state(step=1), best=False)
+        opener = threading.Timer(0.2, may_write.set)
+        opener.start()
+        checkpoints.begin(state(step=2), best=False)
+        assert may_write.is_set()
+        assert load_checkpoint(checkpoints.generations[0])["step"] in (1, 2)
+    assert steps_of(checkpoints) == {"last.pt": 2, "last-1.pt": 1}
+
+
+def fail_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_sealed", full)
+
+
+def test_an_error_of_the_thread_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_write(monkeypatch)
+    with Checkpoints(tmp_path, max_share=1e-9) as checkpoints:
+        assert not checkpoints.due(1)
+        for raises in (lambda: checkpoints.begin(state(), best=False), checkpoints.wait):
+            checkpoints.begin(state(), best=False)
+            assert not checkpoints.exist()
+            assert checkpoints.due(1)  # and so it is told soon
+            assert checkpoints.affordable()
+            with pytest.raises(InputError, match="No space left"):
+                raises()
+            assert not checkpoints.due(1)
+        checkpoints.wait()
+
+
+def test_leaving_finishes_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def leave(step: int, error: Exception | None = None) -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.begin(state(step=step), best=step == 1)
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyError):
+        leave(1, KeyError())
+    written = {"last.pt": 1, "best.pt": 1}
+    assert steps_of(Checkpoints(tmp_path)) == written
+    fail_to_write(monkeypatch)
+    with pytest.raises(InputError, match="No space left"):
+        leave(2)
+    with pytest.raises(KeyError):
+        leave(2, KeyError())
+    assert "warning: can't write the checkpoint" in capsys.readouterr().out
+    assert steps_of(Checkpoints(tmp_path)) == written
+
+
+def test_a_write_under_way_counts_as_far_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, may_write = 0.0, write_later(monkeypatch)
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    with Checkpoints(tmp_path, every_minutes=1, max_share=0.1) as checkpoints:
+        now = 60.0
+        assert checkpoints.due(1)
+        checkpoints.begin(state(), best=False)
+        assert not checkpoints.due(2)  # which is what it is written for
+        now = 62.0
+        assert checkpoints.affordable()
+        now = 64.0
+        assert not checkpoints.affordable()  # it takes 4 s at least, and so will the next one
+        may_write.set()
 
 
 def test_weights_of_another_network() -> None:

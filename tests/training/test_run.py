@@ -8,12 +8,14 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import mobilenext.training.checkpoint as checkpoint
 import mobilenext.training.run as running
 from mobilenext.errors import DivergedError, InputError, Preempted
 from mobilenext.runtime.distributed import Process
@@ -85,7 +87,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_a_damaged_newest_checkpoint(run, tmp_path: Path, alone: Path) -> None:
-    run("tests/kill_at.py", "before a step", 8, "toy", ok=False)
+    run("tests/kill_at.py", "before a save", 3, "toy", ok=False)
     flip_a_bit(place(tmp_path) / "last.pt")
     done = run("tests/toy_loop.py")
     assert "warning:" in done.stdout
@@ -96,7 +98,7 @@ def test_a_damaged_newest_checkpoint(run, tmp_path: Path, alone: Path) -> None:
 
 def test_a_full_disk_loses_nothing(run, tmp_path: Path, alone: Path) -> None:
     """A limit on the size of files: the checkpoint does not fit, all else does."""
-    run("tests/kill_at.py", "before a step", 8, "toy", ok=False)
+    run("tests/kill_at.py", "before a save", 3, "toy", ok=False)
     before = (place(tmp_path) / "last.pt").read_bytes()
     done = run("tests/toy_loop.py", f"largest_file={len(before) - 1000}", ok=False)
     assert done.returncode == 1
@@ -110,12 +112,117 @@ def test_a_full_disk_loses_nothing(run, tmp_path: Path, alone: Path) -> None:
     assert_same_run(place(tmp_path), place(alone))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
-@pytest.mark.parametrize("step", [4, STEPS, STEPS + 3])
-def test_a_signal_ends_the_run_at_the_next_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Path, name: str, step: int
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("every_steps", "steps"),
+    [(3, range(4, 9)), (1000, [STEPS])],
+    ids=["within an epoch", "at the end"],
+)
+def test_a_write_that_fails_ends_all_processes(
+    run, tmp_path: Path, alone: Path, processes: int, every_steps: int, steps: Sequence[int]
 ) -> None:
-    """Within an epoch, and at its last step, after which the evaluation gives up."""
+    """Before the next checkpoint is due, and before anything that only a finished run has."""
+    too_small = (place(alone) / "last.pt").stat().st_size - 1000
+    done = run(
+        "tests/toy_loop.py", f"largest_file={too_small}", "epochs=1", "seconds=0.1",
+        f"every_steps={every_steps}", processes=processes, ok=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("error: can't write the checkpoint") == processes, done.stderr
+    assert "Traceback" not in done.stderr
+    end = sessions(tmp_path)[-1]
+    assert end["reason"] == "failed"
+    assert end["step"] in steps
+    assert "can't write the checkpoint" in end["message"]
+    assert not list(place(tmp_path).glob("*.pt"))
+    assert not (place(tmp_path) / "model.safetensors").exists()
+
+
+def test_killed_while_training_is_ahead_of_a_write(run, tmp_path: Path, alone: Path) -> None:
+    run("tests/kill_at.py", "within the content", 2, "toy", ok=False)
+    rows = (place(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 8  # of the write after step 6
+    assert (place(tmp_path) / ".last.pt.tmp").exists()
+    assert [path.name for path in place(tmp_path).glob("*.pt")] == ["last.pt"]
+    assert torch.load(place(tmp_path) / "last.pt", weights_only=True)["step"] == 3
+    run("tests/toy_loop.py")
+    assert_same_run(place(tmp_path), place(alone))
+
+
+@pytest.fixture
+def slow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints that take longer than some steps of the toy."""
+    write = checkpoint._write_sealed
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.15)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_write_sealed", slow)
+
+
+@pytest.mark.usefixtures("slow_writes")
+def test_slow_writes_change_nothing(tmp_path: Path, alone: Path) -> None:
+    toy(CPU, RunFolder(place(tmp_path)))
+    assert_same_run(place(tmp_path), place(alone))
+
+
+@pytest.mark.usefixtures("slow_writes")
+def test_an_error_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the loop: it is what the run ends with, the checkpoint is finished."""
+    raise_at(5, monkeypatch, RuntimeError("of the loop"))
+    with pytest.raises(RuntimeError, match="of the loop"):
+        toy(CPU, RunFolder(place(tmp_path)))
+    assert torch.load(place(tmp_path) / "last.pt", weights_only=True)["step"] == 3
+    assert sessions(tmp_path)[-1]["message"] == "RuntimeError: of the loop"
+
+
+def test_two_errors_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The loop's is raised, the writer's is told."""
+
+    def full(*_: Any) -> None:
+        time.sleep(0.3)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_sealed", full)
+    raise_at(4, monkeypatch, RuntimeError("of the loop"))
+    with pytest.raises(RuntimeError, match="of the loop"):
+        toy(CPU, RunFolder(place(tmp_path)))
+    said = capsys.readouterr().out
+    assert "warning: can't write the checkpoint" in said
+    assert "No space left" in said
+
+
+def raise_at(call: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have the loop's step raise an error at one of its calls, counted from 1."""
+    calls, update = 0, Update.__call__
+
+    def failing(self: Any, *others: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+        return update(self, *others)
+
+    monkeypatch.setattr(Update, "__call__", failing)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize(("step", "every_steps"), [(4, 3), (STEPS, None), (STEPS + 3, 3)])
+@pytest.mark.usefixtures("slow_writes")
+def test_a_signal_ends_the_run_at_the_next_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    alone: Path,
+    name: str,
+    step: int,
+    every_steps: int | None,
+) -> None:
+    """Within an epoch, at its last step, after which the evaluation gives up; beside a write."""
     after = Session.after
 
     def signalling(self: Session, done: int, wants_save: bool) -> Any:
@@ -129,11 +236,12 @@ def test_a_signal_ends_the_run_at_the_next_step(
     with monkeypatch.context() as patched:
         patched.setattr(Session, "after", signalling)
         with pytest.raises(Preempted) as caught:
-            toy(CPU, folder, every_steps=None)
+            toy(CPU, folder, every_steps=every_steps)
     assert caught.value.args == (name, step)
     end = sessions(tmp_path)[-1]
     assert (end["event"], end["reason"], end["signal"]) == ("end", "preempted", name)
     assert torch.load(folder.path / "last.pt", weights_only=True)["step"] == step == end["step"]
+    assert (folder.path / "last-1.pt").exists() == (every_steps is not None)
     toy(CPU, folder, every_steps=None)
     assert_same_run(folder.path, place(alone))
 
@@ -191,6 +299,7 @@ def test_another_job_finished_it_meanwhile(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("poisoned", [5, 6])
+@pytest.mark.usefixtures("slow_writes")
 def test_weights_that_are_not_finite_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int
 ) -> None:
