@@ -344,7 +344,7 @@ def test_official_experiment_is_the_released_run() -> None:
     assert config.model.network["strides"] == [2, 2, 2, 2, 2]
     assert config.model.network["dropout"] == 0.2
     assert config.runtime.precision == "fp32"
-    assert config.runtime.micro_batch == 64
+    assert config.norm_batch == 64
     assert config.ema_decay is None
 
 
@@ -364,7 +364,7 @@ def test_norms_of_released_runs_do_not_follow_the_number_of_processes(
 ) -> None:
     config = composed(f"experiment={experiment}")
     assert config.data.global_batch_size == batch
-    assert config.runtime.micro_batch == images_per_norm
+    assert config.norm_batch == images_per_norm
     assert config.batch_norm != "sync"
 
 

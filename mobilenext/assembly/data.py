@@ -80,22 +80,46 @@ def training_loader(
             f"mixup and cutmix pair images: expected an even number of them on each process, got "
             f"{share}; change data.global_batch_size"
         )
-    check_micro_batch(config, process)
+    images_of_pass(config, process)
     return loader
 
 
-def check_micro_batch(config: LoopConfig, process: Process) -> None:
-    """Raise `InputError` unless micro-batches divide this process's share of a batch."""
-    data, micro_batch = config.data, config.runtime.micro_batch
-    share = data.global_batch_size // process.world_size
-    if micro_batch is not None and share % micro_batch:
-        fits = even_micro_batch(share, micro_batch)
+def images_of_pass(config: LoopConfig, process: Process) -> tuple[int, int]:
+    """Images of one forward pass of one process, and the processes that share a norm's statistics.
+
+    Args:
+        config: The run's config: `norm_batch`, or `runtime.micro_batch`, or the whole share.
+        process: This process.
+
+    Raises:
+        InputError: This process's share of a batch can't be divided like that.
+    """
+    data, micro_batch, wanted = config.data, config.runtime.micro_batch, config.norm_batch
+    share, ranks = data.global_batch_size // process.world_size, process.world_size
+    whole = f"data.global_batch_size={data.global_batch_size} over {ranks}"
+    if wanted is not None:
+        if share % wanted == 0:
+            return wanted, 1
+        if wanted % share == 0 and ranks % (wanted // share) == 0:
+            return share, wanted // share
+        fits = [even_micro_batch(share, wanted)]
+        fits += [share * size for size in range(2, ranks + 1) if ranks % size == 0]
+        raise InputError(
+            f"norm_batch={wanted}: expected a divisor of {share}, the images of one process "
+            f"({whole}), or {share} times a divisor of the number of processes: for instance "
+            f"norm_batch={min(fits, key=lambda size: abs(size - wanted))}"
+        )
+    if micro_batch is None:
+        return share, 1
+    if share % micro_batch:
+        fit = even_micro_batch(share, micro_batch)
         raise InputError(
             f"runtime.micro_batch={micro_batch}: expected a divisor of {share}, the images of one "
-            f"process (data.global_batch_size={data.global_batch_size} over {process.world_size}), "
-            f"for instance runtime.micro_batch={fits}; batch norms then see {fits} images at a "
-            f"time. With {micro_batch} the batch needs processes that have a multiple of it each"
+            f"process ({whole}), for instance runtime.micro_batch={fit}; batch norms then see "
+            f"{fit} images at a time. norm_batch={micro_batch} in its place keeps their number "
+            "where processes have fewer images as well"
         )
+    return micro_batch, 1
 
 
 def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: Process) -> Loader:

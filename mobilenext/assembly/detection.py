@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobilenext.assembly.data import check_micro_batch, loading
+from mobilenext.assembly.data import images_of_pass, loading
 from mobilenext.assembly.network import on_device, refused, tried
 from mobilenext.assembly.trained import (
     SLACK,
@@ -92,7 +92,7 @@ def box_training_loader(config: DetectConfig, images: BoxData, process: Process)
         order=data.order,
         **loading(data, process),
     )
-    check_micro_batch(config, process)
+    images_of_pass(config, process)
     return loader
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from mobilenext.assembly.data import even_micro_batch
+from mobilenext.assembly.data import even_micro_batch, images_of_pass
 from mobilenext.config import LoopConfig, SearchConfig, TrainConfig, to_plain
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, labels_checksum
@@ -24,6 +24,7 @@ from mobilenext.runtime.memory import available_bytes
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
 from mobilenext.training.averages import AveragedWeights
+from mobilenext.training.norms import synchronize
 from mobilenext.training.run import Run, RunSettings
 from mobilenext.training.step import Update
 
@@ -54,9 +55,21 @@ def new_network(
 
 
 def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Module:
-    """The network on its process's device, in its memory format, with the norms that are asked."""
+    """The network on its process's device, in its memory format, with the norms that are asked.
+
+    Raises:
+        InputError: Norms of several processes can't be compiled.
+    """
+    ranks = images_of_pass(config, process)[1]
     if config.batch_norm == "sync":
-        network = _synchronised(network, process)
+        ranks = process.world_size
+    if ranks > 1 and config.runtime.compile:
+        raise InputError(
+            f"runtime.compile=true: expected norms of one process, and these are of {ranks} "
+            "(batch_norm=sync, or norm_batch above a process's images), at each of which the "
+            "compiled graph would break; use runtime.compile=false"
+        )
+    network = synchronize(network, process, ranks)
     if config.runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network.to(process.device)
@@ -110,7 +123,7 @@ def new_update(
         _wrapped(network, config.runtime.compile, process),
         optimizer,
         precision,
-        config.runtime.micro_batch,
+        images_of_pass(config, process)[0],
         config.clip_grad_norm,
         skips_nonfinite=config.nonfinite == "skip",
         compiled=config.runtime.compile,
@@ -232,7 +245,7 @@ def tried(
     Raises:
         InputError: The network does not take such a batch.
     """
-    count = min(config.runtime.micro_batch or _share(config, process), 2)
+    count = min(images_of_pass(config, process)[0], 2)
     size = config.data.image_size
     before = [buffer.clone() for buffer in network.buffers()]
     shape = (count, 3, size, size)
@@ -270,12 +283,8 @@ def memory_of_step(config: LoopConfig, kept: int, process: Process) -> tuple[int
         kept: Bytes that the forward pass keeps for each image, see `tried`.
         process: This process.
     """
-    images = config.runtime.micro_batch or _share(config, process)
+    images, _ = images_of_pass(config, process)
     return images, int(MEMORY_FACTOR * kept * images)
-
-
-def _share(config: LoopConfig, process: Process) -> int:
-    return config.data.global_batch_size // process.world_size
 
 
 def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
@@ -291,14 +300,16 @@ def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
             more memory than there is.
     """
     images, needed = memory_of_step(config, kept, process)
-    share, available = _share(config, process), available_bytes(process.device)
+    available = available_bytes(process.device)
     if available is None or needed <= TIGHT * available:
         return []
+    share = config.data.global_batch_size // process.world_size
+    key = "runtime.micro_batch" if config.norm_batch is None else "norm_batch"
     smaller = even_micro_batch(share, max(1, int(TIGHT * available / (MEMORY_FACTOR * kept))))
     text = (
         f"a step of {images} images at {config.data.image_size} px needs about {needed / 1e9:.1f} "
         f"GB on each process, and {available / 1e9:.1f} GB are left: set "
-        f"runtime.micro_batch={smaller} (gradients are accumulated; batch norms see so many images "
+        f"{key}={smaller} (gradients are accumulated; batch norms see so many images "
         "at a time), or lower data.global_batch_size or data.image_size"
     )
     if process.device.type == "cpu" and needed > available:
@@ -347,18 +358,3 @@ def _wrapped(network: nn.Module, compile_it: bool, process: Process) -> nn.Modul
         forward_sync_buffers=False,  # united before each evaluation instead of at every step
         gradient_as_bucket_view=True,
     )
-
-
-def _synchronised(network: nn.Module, process: Process) -> nn.Module:
-    """The network with batch norms that see the batches of all processes."""
-    if process.world_size == 1:
-        return network
-    if process.device.type != "cuda":
-        raise InputError(
-            "batch_norm=sync: torch has synchronised batch norms for CUDA only, and this is "
-            f"{process.device.type}; use batch_norm=reduce or broadcast"
-        )
-    from timm.layers.norm_act import convert_sync_batchnorm
-
-    # Not torch's: it drops the activation that timm's BatchNormAct2d has inside.
-    return convert_sync_batchnorm(network)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobilenext.assembly.data import images_of_pass
 from mobilenext.assembly.network import memory_of_step, new_network, train_mode, tried
 from mobilenext.config import SearchConfig
 from mobilenext.config.targets import build
@@ -60,7 +61,7 @@ def new_architecture_update(
         precision,
         process,
         config.order,
-        config.runtime.micro_batch,
+        images_of_pass(config, process)[0],
         skips_nonfinite=config.nonfinite == "skip",
     )
 

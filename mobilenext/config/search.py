@@ -91,6 +91,8 @@ class SearchConfig(LoopConfig):
         check(self.eval_every == 1, "eval_every", expected, self.eval_every)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
         check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
+        expected = "null in a search; runtime.micro_batch divides its batches"
+        check(self.norm_batch is None, "norm_batch", expected, self.norm_batch)
         expected = "reduce or broadcast: a supernet's norms have no synchronised form"
         check(self.batch_norm != "sync", "batch_norm", expected, self.batch_norm)
         alphas = self.architecture_optimizer

@@ -59,7 +59,11 @@ class LoopConfig(HasRun):
     the run). With fp16, gradients that overflow are left out in either case, by its scaler."""
     batch_norm: str = "reduce"
     """Running statistics of several processes: averaged before each evaluation (reduce), those of
-    rank 0 (broadcast), or of batches over all processes in the first place (sync; CUDA only)."""
+    rank 0 (broadcast), or of batches over all processes in the first place (sync)."""
+    norm_batch: int | None = added_later(None)
+    """Images that a batch norm sees at a time, for any number of processes: one with more of them
+    accumulates gradients, several with fewer share their norms' statistics. null: the images of one
+    forward pass of one process, whose number follows that of the processes."""
     init_from: str | None = added_later(None, path=True)
     """A file with weights to begin with: of a run (model.safetensors, best.pt), or from elsewhere
     (.safetensors, or a file of torch.save). A classifier for other classes keeps random weights."""
@@ -110,6 +114,13 @@ class LoopConfig(HasRun):
         check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)
         check_choice("nonfinite", self.nonfinite, ("stop", "skip"))
         check_choice("batch_norm", self.batch_norm, ("reduce", "broadcast", "sync"))
+        images, micro = self.norm_batch, self.runtime.micro_batch
+        check(images is None or images >= 1, "norm_batch", "null, or at least 1", images)
+        expected = "null beside norm_batch, which decides how many images a forward pass has"
+        check(images is None or micro is None, "runtime.micro_batch", expected, micro)
+        expected = "reduce or broadcast beside norm_batch: sync has norms of the whole batch"
+        fits = images is None or self.batch_norm != "sync"
+        check(fits, "batch_norm", expected, self.batch_norm)
         is_sgd = str(self.optimizer.get("_target_")).endswith(".SGD")
         if is_sgd and self.optimizer.get("fused") and self.runtime.precision == "fp16":
             # torch 2.14 leaves uninitialised memory in the momentum when the first step overflows.

@@ -243,6 +243,7 @@ class _Entry:
             config,
             data=data,
             augment=replace(config.augment, mixup=0.0, cutmix=0.0),
+            norm_batch=None,
             runtime=replace(config.runtime, micro_batch=None),
         )
         count = batches = 0

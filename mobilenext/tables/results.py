@@ -94,6 +94,8 @@ def images_per_norm(config: dict[str, Any], processes: int | None) -> int | None
     Returns:
         None if the config does not fix the number and `processes` is not known.
     """
+    if config.get("norm_batch"):
+        return config["norm_batch"]
     synchronised = config.get("batch_norm") == "sync"
     share = config["runtime"].get("micro_batch")
     if share is None and processes:
@@ -163,7 +165,7 @@ class Protocol:
             f"label smoothing {config['label_smoothing']:g}",
             config["runtime"]["precision"],
         ]
-        micro_batch = config["runtime"].get("micro_batch")
+        micro_batch = config.get("norm_batch") or config["runtime"].get("micro_batch")
         if micro_batch and config.get("batch_norm") != "sync":
             parts.append(f"norms of {micro_batch} images")
         if config["data"].get("order", "shuffled") != "shuffled":
