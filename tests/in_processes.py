@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mobilenext.data import DeviceBatches, Loader, eval_loader, eval_transform, synthetic
 from mobilenext.metrics.classification import score, score_all
-from mobilenext.runtime.distributed import Agreement, process_group
+from mobilenext.runtime.distributed import MOST_LEFT_OUT, Agreement, process_group
 
 LENGTHS = (1, 7, 64, 65)
 
@@ -66,6 +66,12 @@ if __name__ == "__main__":
             for step in range(4)
         ]
         results["agreed"].append(agreement.agreed())
+        # many processes agree now and then, all at the same call, and no request is lost
+        seldom, seen = Agreement(process, 1, seconds=3600), []
+        for call in range(4 * MOST_LEFT_OUT):
+            if seldom.exchange(last and call == 5)[0]:
+                seen.append(call)
+        results["seldom"] = process.gather(seen)
         # processes that may use the same cores divide them
         results["cpus"] = process.gather(process.cpus)
     if process.is_main:

@@ -224,6 +224,7 @@ def device_augment(
         process.rank,
         process.world_size,
         config.augment.cutout,
+        compiled=config.runtime.compile and process.device.type == "cuda",
     )
 
 

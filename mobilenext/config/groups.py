@@ -230,7 +230,7 @@ class RuntimeConfig:
     channels_last: bool = True
     """Memory format of images and weights."""
     compile: bool = False
-    """torch.compile the network for training."""
+    """torch.compile the network for training, and on CUDA the jitter of colours."""
     deterministic: bool = False
     """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
     micro_batch: int | None = None

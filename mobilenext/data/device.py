@@ -121,6 +121,8 @@ class Augment:
         world_size: Number of processes.
         cutout: Side of a square of each image that gets the mean colour, in pixels; its centre may
             be any pixel, and what lies beyond the image is cut off (arXiv 1708.04552). None: none.
+        compiled: Whether torch.compile makes fewer kernels of the jitter: a device launches some 60
+            for each batch, 300 with hue.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Augment:
         rank: int = 0,
         world_size: int = 1,
         cutout: int | None = None,
+        compiled: bool = False,
     ) -> None:
         self.strengths, self.erasing, self.seed = tuple(color_jitter), erasing, seed
         self.cutout = cutout
@@ -140,6 +143,7 @@ class Augment:
         self.mine = slice(rank * share, (rank + 1) * share)
         self.active = [kind for kind, strength in enumerate(self.strengths) if strength > 0]
         self.kinds: Tensor | None = None
+        self.jitter = torch.compile(_jittered, dynamic=False) if compiled else _jittered
         self.epoch, self.batch = 0, 0
 
     def at(self, epoch: int, batch: int) -> "Augment":
@@ -156,16 +160,7 @@ class Augment:
         draws = self._draws("jitter", 8, pixels.device)
         factors = self._factors(draws[:, :4])
         kinds = self.kinds[draws[:, 4:].index_select(1, self.kinds).argsort(1)]
-        colours = pixels.permute(0, 3, 1, 2).float().contiguous()
-        for place in range(len(self.active)):
-            kind = kinds[:, place]
-            factor = factors.gather(1, kind[:, None])[:, :, None, None]
-            kind = kind[:, None, None, None]
-            blended = _blended(colours, factor, kind)
-            if self.active[-1] == 3:
-                blended = torch.where(kind == 3, _turned(colours, factor[:, 0]), blended)
-            colours = blended
-        return colours.permute(0, 2, 3, 1).contiguous()
+        return self.jitter(pixels, factors, kinds, self.active[-1] == 3)
 
     def erased(self, images: Tensor) -> Tensor:
         """Normalised images (N, H, W, 3); 0 is their mean colour."""
@@ -219,6 +214,27 @@ class Augment:
             )
             columns.append(low + (high - low) * draws[:, kind])
         return torch.stack(columns, 1)
+
+
+def _jittered(pixels: Tensor, factors: Tensor, kinds: Tensor, hue: bool) -> Tensor:
+    """Pixels (N, H, W, 3) with colours jittered, float32 in [0, 255].
+
+    Args:
+        pixels: uint8 or float32.
+        factors: For each image those of brightness, contrast, saturation and hue, (N, 4).
+        kinds: Which of these comes first, second, ..., for each image, int64 (N, at most 4).
+        hue: Whether hue is among them.
+    """
+    colours = pixels.permute(0, 3, 1, 2).float().contiguous()
+    for place in range(kinds.shape[1]):
+        kind = kinds[:, place]
+        factor = factors.gather(1, kind[:, None])[:, :, None, None]
+        kind = kind[:, None, None, None]
+        blended = _blended(colours, factor, kind)
+        if hue:
+            blended = torch.where(kind == 3, _turned(colours, factor[:, 0]), blended)
+        colours = blended
+    return colours.permute(0, 2, 3, 1).contiguous()
 
 
 class Photometric(Augment):

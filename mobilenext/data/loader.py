@@ -16,10 +16,12 @@ pixels are copied between them.
 
 import math
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -51,6 +53,10 @@ MOST_SUBSTITUTES = 16
 MAKERS = 2
 """Batches that are being made at a time: while the last images of one are decoded, threads that
 have nothing left to do there begin with the next."""
+
+DECODING_NICE = 10
+"""Niceness of decoding threads beside a GPU: the thread that launches kernels must not wait for a
+core."""
 
 AHEAD_BYTES = 64 * 2**20
 """Bytes of pixels that a loader keeps ready or is making, at most; but always `MAKERS` batches."""
@@ -171,10 +177,12 @@ def train_loader(
     shuffled = _ShuffledIndices(len(images), seed, global_batch_size, rank, world_size, order)
     indices = shuffled if pairs is None else pairs
     policy = "substitute" if on_bad_image == "skip" else "error"
-    opened = open_decoder(decoder, workers, device)
+    opened = _opened(decoder, workers, device)
     parts = () if pairs is None else pairs.parts
     maker = BatchMaker(images, transform, opened, seed, policy, workers, parts)
-    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share, readahead)
+    return _ImageLoader(
+        maker, indices, workers, pin_memory, max_bad_share, readahead, _launches(device)
+    )
 
 
 def eval_loader(
@@ -230,9 +238,31 @@ def eval_loader(
     if whole_batches:
         indices = _BatchIndices(len(images), batch_size, rank, world_size)
     policy = "leave out" if on_bad_image == "skip" else "error"
-    opened = open_decoder(decoder, workers, device)
+    opened = _opened(decoder, workers, device)
     maker = BatchMaker(images, transform, opened, 0, policy, workers)
-    return _ImageLoader(maker, indices, workers, pin_memory, max_bad_share, readahead)
+    return _ImageLoader(
+        maker, indices, workers, pin_memory, max_bad_share, readahead, _launches(device)
+    )
+
+
+def _launches(device: torch.device | None) -> bool:
+    """Whether this process launches kernels, so that threads that decode have to give way to it."""
+    return device is not None and device.type == "cuda"
+
+
+def _give_way() -> None:
+    """Lower the priority of this thread and of those that it starts, where the system can."""
+    if sys.platform == "linux":  # elsewhere the number of a thread is that of another process
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODING_NICE)
+
+
+def _opened(name: str, threads: int, device: torch.device | None) -> Decoder:
+    """A decoder, whose threads have a lower priority where this process launches kernels."""
+    if not _launches(device) or not threads or name == "nvjpeg":
+        return open_decoder(name, threads, device)
+    with ThreadPoolExecutor(1, initializer=_give_way) as thread:
+        return thread.submit(open_decoder, name, threads, device).result()
 
 
 def evaluated_indices(
@@ -538,6 +568,7 @@ class _ImageLoader:
         pin_memory: bool,
         max_bad_share: float,
         readahead: int | None = None,
+        gives_way: bool = False,
     ) -> None:
         self.maker, self.indices, self.pin_memory = maker, indices, pin_memory
         self.decoder = maker.decoder.description
@@ -545,7 +576,8 @@ class _ImageLoader:
         self.missed = 0
         self.skips = maker.policy != "error"
         self.length, self.max_bad_share = len(maker.images), max_bad_share
-        self.threads = ThreadPoolExecutor(MAKERS, "batch") if workers else None
+        begins = _give_way if gives_way else None
+        self.threads = ThreadPoolExecutor(MAKERS, "batch", begins) if workers else None
         size = indices.batch_size * 3 * maker.transform.image_size**2
         self.ahead = max(MAKERS, min(MOST_AHEAD, AHEAD_BYTES // size))
         self.readahead = readahead if readahead and hasattr(os, "posix_fadvise") else 0

@@ -29,6 +29,10 @@ LOST_SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out
 """In what torch's backends say when another process is gone; they have no type for it."""
 
 
+MOST_LEFT_OUT = 100
+"""Calls of `Agreement.exchange` at most that send nothing, one after the other."""
+
+
 @dataclass(frozen=True)
 class Process:
     """One of `world_size` processes, each with a device of its own."""
@@ -150,33 +154,51 @@ class Agreement:
     Args:
         process: This process; all of them have to make an `Agreement` at the same place.
         requests: Number of different requests.
+        seconds: Least time between two messages, about: among many processes one takes longer than
+            a short step. What is requested in between waits for the next.
     """
 
-    def __init__(self, process: Process, requests: int) -> None:
-        self.alone = process.world_size == 1
+    def __init__(self, process: Process, requests: int, seconds: float = 0.0) -> None:
+        self.alone, self.seconds = process.world_size == 1, seconds
         self.group: Any = (
             None if self.alone else dist.new_group(backend="gloo", timeout=process.timeout)
         )
-        self.sent = torch.zeros(requests, dtype=torch.int32)
+        # Its last entry: calls to leave out, the most that any rank proposes.
+        self.sent = torch.zeros(requests + 1, dtype=torch.int32)
+        self.waiting = [False] * requests
         self.work: dist.Work | None = None
+        self.calls, self.left_out, self.last_sent = 0, 0, time.monotonic()
 
     def exchange(self, *requests: bool) -> list[bool]:
         """Send this rank's requests; returns those that any rank made at the call before."""
         if self.alone:
             return list(requests)
+        self.waiting = [old or new for old, new in zip(self.waiting, requests, strict=True)]
+        self.calls += 1
+        if self.calls <= self.left_out:
+            return [False] * len(requests)
         agreed = self.agreed()
-        self.sent = torch.tensor(requests, dtype=torch.int32)
+        self.left_out = int(self.sent[-1])
+        self.sent = torch.tensor([*self.waiting, self._proposed()], dtype=torch.int32)
+        self.waiting = [False] * len(requests)
         self.work = dist.all_reduce(
             self.sent, op=dist.ReduceOp.MAX, group=self.group, async_op=True
         )
         return agreed
+
+    def _proposed(self) -> int:
+        """Calls to leave out so that messages are `seconds` apart, at the pace since the last."""
+        now, calls = time.monotonic(), self.calls
+        pace = (now - self.last_sent) / calls
+        self.calls, self.last_sent = 0, now
+        return min(MOST_LEFT_OUT, int(self.seconds / max(pace, 1e-6)))
 
     def agreed(self) -> list[bool]:
         """Requests that any rank made at the last call; waits until all ranks have made it."""
         if self.work is not None:
             self.work.wait()
             self.work = None
-        return self.sent.bool().tolist()
+        return self.sent[:-1].bool().tolist()
 
     def failed(self) -> bool:
         """Whether the last call's requests can't arrive, since another process has ended.

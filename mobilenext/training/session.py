@@ -20,6 +20,11 @@ from mobilenext.training.run_folder import RunFolder
 
 T = TypeVar("T")
 
+FEW = 8
+"""Processes that agree at each step: a message among so many is shorter than a step."""
+AGREEMENT_SECONDS = 0.5
+"""Time between two agreements of more processes, about."""
+
 
 class Session:
     """Entered by all processes of a run together; rank 0 holds the folder's lock.
@@ -46,7 +51,8 @@ class Session:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.process.on_main(lambda: stack.enter_context(self.folder.locked()))
-            self.agreement = Agreement(self.process, requests=2)
+            many = self.process.world_size > FEW
+            self.agreement = Agreement(self.process, 2, AGREEMENT_SECONDS if many else 0.0)
             stack.enter_context(self.signals)
             stack.enter_context(self.watchdog)
             self.stack = stack.pop_all()
@@ -84,7 +90,7 @@ class Session:
         """Whether all processes end, and whether they save, after this step.
 
         A signal to any process, or a request of rank 0 to save, reaches all of them one step later
-        if there are several, and at once if there is one.
+        if there are several, within a second or so if there are many, and at once if there is one.
         """
         self.step = step
         signalled = self.signals.received is not None

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
@@ -98,7 +100,7 @@ def pixels_of(size: int = 8) -> torch.Tensor:
     return torch.randint(0, 256, (size, 12, 10, 3), dtype=torch.uint8, generator=source)
 
 
-def augment(jitter: tuple[float, ...] = (0, 0, 0, 0), erasing: float = 0.0, **more: int) -> Augment:
+def augment(jitter: tuple[float, ...] = (0, 0, 0, 0), erasing: float = 0.0, **more: Any) -> Augment:
     return Augment(jitter, erasing, seed=5, global_batch_size=more.pop("size", 8), **more).at(1, 2)
 
 
@@ -209,3 +211,14 @@ def test_copies_on_a_side_stream_are_whole() -> None:
     ):
         assert torch.equal(copied.cpu(), pixels)
         assert torch.equal(copied_labels.cpu(), labels)
+
+
+@pytest.mark.slow
+def test_compiled_jitter_is_the_same() -> None:
+    pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    strengths = (0.4, 0.4, 0.4, 0.1)
+    plain, compiled = (
+        Augment(strengths, 0.0, 3, 4, compiled=compiled).at(0, 0).jittered(pixels)
+        for compiled in (False, True)
+    )
+    assert (plain - compiled).abs().max() < 0.01

@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -446,3 +447,32 @@ def test_evaluation_of_some_places() -> None:
     expected = DIGITS.train.targets(places)
     assert torch.equal(labels[0], expected[0::2])
     assert torch.equal(labels[1], expected[1::2])
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere threads have no priority of their own"
+)
+@pytest.mark.parametrize("decoder", ["native", "pillow"])
+def test_decoding_gives_way_to_the_thread_that_launches_kernels(decoder: str) -> None:
+    """Threads of a loader beside a GPU have a lower priority; the caller keeps its own."""
+    from mobilenext.data.decoders import DECODERS
+
+    if DECODERS[decoder].missing(None) is not None:
+        pytest.skip(f"no decoder {decoder} here")
+
+    def niceness() -> dict[int, int]:
+        threads = map(int, os.listdir("/proc/self/task"))
+        return {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+    for device, expected in (("cpu", 0), ("cuda", loading.DECODING_NICE)):
+        before = niceness()
+        batches = train_loader(
+            DIGITS.train, train_transform(24), seed=7, global_batch_size=96, workers=2,
+            decoder=decoder, device=torch.device(device),
+        )  # fmt: skip
+        take(batches, 0, 2)
+        after = niceness()
+        own = {after[thread] - after[os.getpid()] for thread in after.keys() - before.keys()}
+        assert own == {expected}
+        assert after[os.getpid()] == before[os.getpid()]
+        batches.close()
