@@ -52,6 +52,14 @@ if __name__ == "__main__":
             nn.init.constant_(norm.get_buffer("running_mean"), process.rank)
             unite(norm)
             results[name] = process.gather(norm.get_buffer("running_mean").tolist())
+        # gradients of any shape and memory format, by one message
+        gradients = [torch.full((2, 3, 2, 2), float(process.rank)), torch.ones(4) * process.rank]
+        gradients[0][0, 1, 1, 0] += 4
+        gradients[0] = gradients[0].to(memory_format=torch.channels_last)
+        process.average(gradients)
+        results["means"] = process.gather(
+            [float(gradients[0][0, 1, 1, 0]), float(gradients[0][1].max()), float(gradients[1][3])]
+        )
         # what all ranks have the same stays as it is, whatever their number
         same = nn.BatchNorm1d(1000)
         nn.init.uniform_(

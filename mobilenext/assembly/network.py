@@ -24,6 +24,7 @@ from mobilenext.runtime.memory import available_bytes
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
 from mobilenext.training.averages import AveragedWeights
+from mobilenext.training.graph import GraphedUpdate
 from mobilenext.training.norms import synchronize
 from mobilenext.training.run import Run, RunSettings
 from mobilenext.training.step import Update
@@ -114,20 +115,51 @@ def new_update(
     precision: Precision,
     config: LoopConfig,
     process: Process,
-) -> Update:
+) -> Update | GraphedUpdate:
     """The optimiser step of a run.
 
     Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
+
+    Raises:
+        InputError: A step can't be a CUDA graph.
     """
-    return Update(
-        _wrapped(network, config.runtime.compile, process),
+    graph = config.runtime.graph
+    if graph:  # the wrapper for several processes has hooks that no graph keeps
+        _check_graph(network, config, process)
+        process.broadcast_weights(network)
+    called = _wrapped(network, config.runtime.compile, None if graph else process)
+    update = Update(
+        called,
         optimizer,
         precision,
         images_of_pass(config, process)[0],
         config.clip_grad_norm,
         skips_nonfinite=config.nonfinite == "skip",
         compiled=config.runtime.compile,
+        reduce=process.average if graph and process.world_size > 1 else None,
     )
+    return GraphedUpdate(update) if graph else update
+
+
+def _check_graph(network: nn.Module, config: LoopConfig, process: Process) -> None:
+    """Raise `InputError` if a step of this run can't be a CUDA graph."""
+    shared = config.batch_norm == "sync" or images_of_pass(config, process)[1] > 1
+    reasons = {
+        f"a CUDA device, got {process.device.type}": process.device.type != "cuda",
+        "optimizer.fused=true (with optimizer.foreach=null), so that the rate lies on the device":
+            not config.optimizer.get("fused"),
+        "optimizer.capturable=true, as Adam needs it":
+            "Adam" in str(config.optimizer["_target_"]) and not config.optimizer.get("capturable"),
+        "a precision other than fp16, whose scaler waits for the device":
+            config.runtime.precision == "fp16",
+        "nonfinite=stop: leaving a step out waits for the device": config.nonfinite == "skip",
+        "norms of one process (norm_batch, batch_norm)": shared and process.world_size > 1,
+        "a network whose steps are alike: this one changes with the epoch":
+            hasattr(network, "set_progress"),
+    }  # fmt: skip
+    for expected, missing in reasons.items():
+        if missing:
+            raise InputError(f"runtime.graph=true: expected {expected}; or runtime.graph=false")
 
 
 def described(config: TrainConfig | SearchConfig, images: ImageData) -> dict[str, Any]:
@@ -344,13 +376,18 @@ def train_mode(network: nn.Module, frozen_backbone: bool, progress: float = 0.0)
         module.train()
 
 
-def _wrapped(network: nn.Module, compile_it: bool, process: Process) -> nn.Module:
+def _wrapped(network: nn.Module, compile_it: bool, process: Process | None) -> nn.Module:
     """The network as training calls it; its parameters are those of the bare one.
 
     Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
+
+    Args:
+        network: The bare network.
+        compile_it: Whether to compile it.
+        process: This process, if the network itself takes the means of all processes' gradients.
     """
     wrapped: Any = torch.compile(network) if compile_it else network
-    if process.world_size == 1:
+    if process is None or process.world_size == 1:
         return wrapped
     return DistributedDataParallel(
         wrapped,

@@ -231,6 +231,9 @@ class RuntimeConfig:
     """Memory format of images and weights."""
     compile: bool = False
     """torch.compile the network for training, and on CUDA the jitter of colours."""
+    graph: bool = machine_only(False)
+    """Launch an optimiser step as one CUDA graph, the same bits; for steps that wait for the host.
+    Needs optimizer.fused=true."""
     deterministic: bool = False
     """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
     micro_batch: int | None = None

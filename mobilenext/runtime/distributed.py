@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,6 +24,8 @@ from mobilenext.runtime.cores import own_allowance, share
 from mobilenext.runtime.srun import in_srun_step
 
 T = TypeVar("T")
+
+FOREACH_COPY: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
 LOST_SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL")
 """In what torch's backends say when another process is gone; they have no type for it."""
@@ -132,6 +134,27 @@ class Process:
         if self.world_size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
+
+    def broadcast_weights(self, network: nn.Module) -> None:
+        """Give every rank the parameters and running statistics of rank 0."""
+        if self.world_size > 1:
+            for parameter in network.parameters():
+                dist.broadcast(parameter.detach(), src=0)
+            self.broadcast_buffers(network)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Give every rank the means of all ranks' tensors, in place, by one message.
+
+        Args:
+            tensors: Of one floating-point type.
+        """
+        if self.world_size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).div_(self.world_size)
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        means = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+        FOREACH_COPY(tensors, means)
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give every rank the mean of all ranks' running statistics."""

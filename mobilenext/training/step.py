@@ -47,6 +47,8 @@ class Update:
         skips_nonfinite: Whether a step whose gradient is not finite is left out; the host then
             waits for the device once a step.
         compiled: Whether the network is compiled.
+        reduce: Takes the means of all processes' gradients, in place; None: there is one process,
+            or the network's wrapper does it.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Update:
         clip_grad_norm: float | None = None,
         skips_nonfinite: bool = False,
         compiled: bool = False,
+        reduce: Callable[[Sequence[Tensor]], None] | None = None,
     ) -> None:
+        self.reduce = reduce
         self.network, self.optimizer, self.precision = network, optimizer, precision
         self.micro_batch, self.clip_grad_norm = micro_batch, clip_grad_norm
         self.skips_nonfinite = skips_nonfinite
@@ -108,8 +112,11 @@ class Update:
             total += part_loss.detach()
             if right is not None:
                 correct += right
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.reduce is not None:
+            self.reduce(gradients)
         scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm(gradients)
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         return total, correct, norm.isfinite()

@@ -207,6 +207,7 @@ def test_the_same_for_any_number_of_processes(scores_alone: dict[str, Any], proc
     assert together.pop("stays") is True
     mean = (processes - 1) / 2
     assert together.pop("average") == [[mean, mean]] * processes
+    assert together.pop("means") == [[mean + 4, mean, mean]] * processes
     assert together.pop("broadcast") == [[0, 0]] * processes
     # heard by all ranks, one call later
     assert together.pop("agreed") == [
