@@ -1,4 +1,4 @@
-"""Speed of a training step on one GPU, and what keeps it from being faster: prints ratios.
+"""Speed of a training step on one GPU, and what keeps it from being faster: ratios and gates.
 
     python benchmarks/gpu.py --images FOLDER [--timm TRAIN_PY] [--out FOLDER] [--seconds 460]
     python benchmarks/gpu.py --part steps --batch 4 --size 64 --device cpu     one part, anywhere
@@ -6,11 +6,14 @@
 FOLDER has JPEGs in class folders; hard links repeat them to an epoch of 40,000. TRAIN_PY is the
 train.py of pytorch-image-models at the tag of the installed timm. Each part is a process of its
 own with a limit; parts that no longer fit into the time are named and left out. All figures are of
-this machine in this run: read the ratios.
+this machine in this run: read the ratios. The last lines say which of `GATES` they meet; with --out
+all of it is in gpu.json, and what parts print beside it in logs.
 
     ceilings   device copy (TB/s), a launch (us of the host), a kernel in a graph (us)
     syncs      lines of a training step that wait for the device (there should be none)
-    steps      an optimiser step on a ready batch: ours now, one change after another, a bare loop
+    steps      an optimiser step on a ready batch: ours now, with averaged weights (ours and
+               timm's), a bare loop, that with fused SGD, and in a graph; small batches
+    evaluation scores of ready batches: images/s of one network, and of a raw and an averaged one
     ours timm bare   end to end from the JPEGs: images/s of the second epoch, share of data wait
     runs       three runs of train.py with runtime=exact, one of them ended and gone on: equal?
     exact      two runs of a bare loop, and eager against graph, by the SHA-256 of the weights
@@ -23,6 +26,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -30,10 +34,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from itertools import pairwise, repeat
 from pathlib import Path
-from typing import Any
+from signal import SIGKILL
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +49,90 @@ REPO = Path(__file__).resolve().parents[1]
 
 PARTS = {  # seconds at most, in the order of what matters
     "ceilings": 30, "syncs": 75, "steps": 150, "ours": 120, "timm": 150, "runs": 100, "exact": 80,
-    "compiled": 130, "colours": 60, "bare": 120, "compiled_default": 130, "precision": 80,
+    "evaluation": 60, "compiled": 130, "colours": 60, "bare": 120, "compiled_default": 130,
+    "precision": 80,
 }  # fmt: skip
 
-
 STEPS = int(os.environ.get("STEPS", "20"))
+SMALL_BATCHES = (64, 8)
+
+
+class Figure(NamedTuple):
+    """An entry of a row, of a certain batch or, None, of any."""
+
+    row: str
+    entry: str
+    batch: int | None = None
+
+    def of(self, rows: list[dict[str, Any]]) -> Any:
+        """Its value, or None if it was not measured."""
+        found = [r.get(self.entry) for r in rows
+                 if r["row"] == self.row and self.batch in (None, r.get("batch"))]  # fmt: skip
+        return found[-1] if found else None
+
+
+class Gate(NamedTuple):
+    """What a figure, or the ratio of two, has to be."""
+
+    name: str
+    relation: str
+    bound: float
+    figure: Figure
+    over: Figure | None = None
+    unit: str = ""
+
+    def judged(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The measured value, and whether it meets the gate; None for both if there is none."""
+        value, base = self.figure.of(rows), 1 if self.over is None else self.over.of(rows)
+        if value is None or base is None:
+            return {"gate": self.text(), "measured": None, "met": None}
+        if self.over is not None:
+            value = value / base
+        elif self.unit == " %":
+            value = 100 * value
+        return {"gate": self.text(), "measured": value,
+                "met": RELATIONS[self.relation](value, self.bound)}  # fmt: skip
+
+    def text(self) -> str:
+        """The gate without what was measured."""
+        relation = "" if self.relation == "=" else f"{self.relation} "
+        return f"{self.name} {relation}{self.shown(self.bound)}"
+
+    def shown(self, value: float) -> str:
+        """A value, rounded to four digits."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{float(f'{value:.4g}'):,g}{self.unit}"
+
+    def line(self, rows: list[dict[str, Any]]) -> str:
+        """The gate for people."""
+        found = self.judged(rows)
+        if found["met"] is None:
+            return f"gate: {self.text()}: not measured"
+        end = "met" if found["met"] else "missed"
+        return f"gate: {self.text()} (measured {self.shown(found['measured'])}): {end}"
+
+
+RELATIONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "<": operator.lt, "<=": operator.le, ">=": operator.ge
+}  # fmt: skip
+RATE, MS = "images_per_second", "ms"
+GATES = (
+    Gate("waits in a step", "=", 0, Figure("waits for the device", "count")),
+    Gate("kernels a step", "<=", 1000, Figure("ours now", "kernels", 256)),
+    Gate("data wait", "<", 2, Figure("end to end, ours", "data_wait_share"), unit=" %"),
+    Gate("ours over timm", ">=", 1.3, Figure("end to end, ours", RATE),
+         Figure("end to end, timm", RATE)),
+    Gate("images/s at batch 256, eager", ">=", 6500, Figure("ours now", RATE, 256)),
+    Gate("64 images, graph over eager", ">=", 1.2, Figure("ours now", MS, 64),
+         Figure("bare in a CUDA graph", MS, 64)),
+    Gate("8 images, graph over eager", ">=", 4, Figure("ours now", MS, 8),
+         Figure("bare in a CUDA graph", MS, 8)),
+    Gate("two runs of a bare loop, equal bits", "=", True,
+         Figure("equal bits, runtime=exact", "two_runs")),
+    Gate("two runs of train.py, equal bits", "=", True, Figure("equal bits, train.py", "two_runs")),
+)  # fmt: skip
+"""What one H100 or H200 is held to, with the default sizes."""
 
 
 # ---- measuring ----
@@ -61,7 +145,7 @@ def wait(device: str) -> None:
 
 
 def timed(
-    step: Callable[[], Any], device: str, warm_up: int = 5, steps: int = STEPS
+    step: Callable[[], Any], device: str, warm_up: int = min(5, STEPS), steps: int = STEPS
 ) -> dict[str, Any]:
     """Milliseconds of a step: of the device (median of events), of the host until it is free."""
     for _ in range(warm_up):
@@ -108,6 +192,28 @@ def row(name: str, step: Callable[[], Any], a: argparse.Namespace, **more: Any) 
     return found
 
 
+@contextlib.contextmanager
+def watched(device: str) -> Iterator[dict[str, Any]]:
+    """Finds what waits for the device inside; the dictionary then has their count and lines.
+
+    It stays empty where there is no CUDA, and nothing was looked for.
+    """
+    found: dict[str, Any] = {}
+    if device != "cuda":
+        yield found
+        return
+    torch.cuda.set_sync_debug_mode("warn")  # warns that it is a prototype: not a wait
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield found
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
+    lines = {f"{Path(warning.filename).name}:{warning.lineno}" for warning in waits}
+    found.update(count=len(waits), lines=sorted(lines))
+
+
 def tell(value: dict[str, Any]) -> None:
     """Print a measurement for the process that started this part."""
     print("@" + json.dumps(value), flush=True)
@@ -136,7 +242,7 @@ def made(a: argparse.Namespace, *overrides: str) -> dict[str, Any]:
              f"data.global_batch_size={a.batch}", f"runtime.device={a.device}",
              "epochs=20"]  # fmt: skip
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = typed(compose("train", [*fixed, *overrides]))
+        config = typed(compose("train", [*fixed, *overrides, *a.more]))
     configure_torch(None, config.runtime.deterministic)
     process = Process(torch.device(a.device, 0) if a.device == "cuda" else torch.device("cpu"))
     network, _ = new_network(config, 1000, process)
@@ -202,15 +308,8 @@ def fused(m: dict[str, Any]) -> torch.optim.Optimizer:
     return torch.optim.SGD(m["groups"], lr=rate, momentum=0.9, nesterov=True, fused=True)
 
 
-def out_of_place(network: nn.Module) -> None:
-    """In place, ReLU6 keeps a copy of its input in training (pytorch#95432)."""
-    for module in network.modules():
-        if isinstance(module, nn.ReLU6):
-            module.inplace = False
-
-
 def uncounted(network: nn.Module) -> None:
-    """Norms with a fixed momentum count their batches for nobody, a kernel each."""
+    """Norms count their batches for nobody, a kernel each; our step has one for all of them."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = None
@@ -271,61 +370,84 @@ def syncs(a: argparse.Namespace) -> None:
 
     all_of_it()
     wait(a.device)
-    if a.device == "cuda":
-        torch.cuda.set_sync_debug_mode("warn")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with watched(a.device) as waits:
         all_of_it()
-    if a.device == "cuda":
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
-    lines = sorted({f"{Path(warning.filename).name}:{warning.lineno}" for warning in waits})
-    tell({"row": "waits for the device", "count": len(lines), "lines": lines})
+    tell({"row": "waits for the device", "device": a.device, **waits})
 
 
 def steps(a: argparse.Namespace) -> None:
-    """Our step against a bare one, one change after the other, and small batches."""
+    """Our step, alone and with averaged weights, against a bare one; and small batches."""
     from timm.utils.model_ema import ModelEmaV3
+
+    from mobilenext.training.averages import AveragedWeights
 
     m = made(a)
     network, step = m["network"], our_step(m)
-    now = row("ours now", step, a)["ms"]
-    ema, number = ModelEmaV3(network, 0.9999), [1]
+    row("ours now", step, a)
+    for name, averages in (("ours now + EMA", AveragedWeights(network, 0.9999)),
+                           ("ours now + EMA of timm", ModelEmaV3(network, 0.9999))):  # fmt: skip
+        number = 1
 
-    def with_ema() -> None:
-        step()
-        number[0] += 1
-        ema.update(network, number[0])
+        def averaged(averages: Any = averages) -> None:
+            nonlocal number
+            number += 1
+            step()
+            averages.update(network, number)
 
-    row("ours now + EMA", with_ema, a, to_now=now)
-    theirs, mine = list(ema.module.state_dict().values()), list(network.state_dict().values())
-    averages = [value for value in theirs if value.is_floating_point()]
-    values = [value for value in mine if value.is_floating_point()]
-
-    lerp: Any = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
-
-    def with_listed_ema() -> None:
-        step()
-        with torch.no_grad():
-            lerp(averages, values, weight=1e-4)
-
-    row("ours now + EMA, lists kept", with_listed_ema, a)
+        row(name, averaged, a)
     row("bare loop", bare_step(m, network, m["optimizer"]), a)
-    out_of_place(network)
-    row("bare, ReLU6 out of place", bare_step(m, network, m["optimizer"]), a)
     uncounted(network)
-    row("bare, norms do not count", bare_step(m, network, m["optimizer"]), a)
+    least = bare_step(m, network, fused(m))
+    row("bare, fused SGD", least, a)
     if a.device == "cuda":
-        least = bare_step(m, network, fused(m))
-        row("bare, fused SGD", least, a)
         row("bare in a CUDA graph", graphed(least), a)
-        for small in (64, 8):
-            a.batch = small
-            m = made(a)
-            row("ours now", our_step(m), a)
-            out_of_place(m["network"])
-            uncounted(m["network"])
-            row("bare in a CUDA graph", graphed(bare_step(m, m["network"], fused(m))), a)
+    for small in SMALL_BATCHES:
+        if small < a.batch:
+            few = argparse.Namespace(**{**vars(a), "batch": small})
+            m = made(few)
+            row("ours now", our_step(m), few)
+            if a.device == "cuda":
+                uncounted(m["network"])
+                row("bare in a CUDA graph", graphed(bare_step(m, m["network"], fused(m))), few)
+
+
+class Ready:
+    """The same batch again and again, where an evaluation expects a loader."""
+
+    missed = 0
+
+    def __init__(self, m: dict[str, Any], batches: int) -> None:
+        self.batch, self.batches = (m["pixels"], m["labels"]), batches
+        self.images = batches * len(m["labels"])
+
+    def epoch(self, number: int) -> Iterator[Any]:
+        """The batches of any epoch."""
+        del number
+        return repeat(self.batch, self.batches)
+
+
+def evaluation(a: argparse.Namespace) -> None:
+    """Scores of one network, and of two that see the same batches."""
+    from mobilenext.data import DeviceBatches
+    from mobilenext.metrics.classification import score_all
+    from mobilenext.training.averages import AveragedWeights
+
+    m = made(a)
+    process, network = m["process"], m["network"]
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, process.device)
+    loader: Any = Ready(m, STEPS)
+    both = {"val": network, "ema": AveragedWeights(network, 0.9999).module}
+    for name, networks in (("one network", {"val": network}), ("raw and averaged", both)):
+
+        def scored(networks: dict[str, nn.Module] = networks) -> None:
+            score_all(networks, loader, to_device, process, loader.images)
+
+        took = timed(scored, "cpu", 1, 3)["ms"]  # by the clock: it ends by waiting for its sums
+        with watched(a.device) as waits:
+            scored()
+        tell({"row": f"evaluation, {name}", "batch": a.batch, "batches": loader.batches,
+              "images_per_second": 1e3 * loader.images / took,
+              **{f"waits_{key}": value for key, value in waits.items()}})  # fmt: skip
 
 
 WIDE = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}
@@ -488,7 +610,7 @@ def exact(a: argparse.Namespace) -> None:
 def runs(a: argparse.Namespace) -> None:
     """Digits three times at once, one of them told to stop twice: the same weights?"""
     settings = ["runtime=exact", "width=0.35", "epochs=8", "ema_decay=0.99", "augment.mixup=0.2",
-                f"runtime.device={a.device}"]  # fmt: skip
+                f"runtime.device={a.device}", *a.more]  # fmt: skip
     with tempfile.TemporaryDirectory() as work:
 
         def started(name: str) -> subprocess.Popen[bytes]:
@@ -546,6 +668,8 @@ def main() -> None:
         globals()[a.part](a)
         return
     begun, rows = time.monotonic(), []
+    if a.out is not None:
+        a.out.mkdir(parents=True, exist_ok=True)
     for part, limit in PARTS.items():
         if a.only and part not in a.only.split(","):
             continue
@@ -555,22 +679,34 @@ def main() -> None:
             print(f"left out: {part} ({f'{left:.0f} s left' if needs else 'no data'})")
             continue
         started = time.monotonic()
-        command = [sys.executable, __file__, "--part", part, *sys.argv[1:]]
-        log = None if a.out is None else Path(a.out) / f"{part}.log"
-        with contextlib.ExitStack() as stack:
-            errors = stack.enter_context(log.open("w")) if log else None
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-            try:
-                text, _ = process.communicate(timeout=min(left, limit))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                text, _ = process.communicate()
-                print(f"cut off: {part}")
+        text, code = told(part, min(left, limit), a.out)
         rows += [json.loads(line[1:]) for line in text.splitlines() if line.startswith("@")]
-        print(f"{part}: {time.monotonic() - started:.0f} s, code {process.returncode}", flush=True)
-    if a.out is not None:
-        (Path(a.out) / "gpu.json").write_text(json.dumps(rows, indent=1))
+        ended = f"code {code}" if code is not None else "cut off"
+        print(f"{part}: {time.monotonic() - started:.0f} s, {ended}", flush=True)
+        if a.out is not None:  # each time: whoever runs this has a limit too
+            found = {"rows": rows, "gates": [gate.judged(rows) for gate in GATES]}
+            (a.out / "gpu.json").write_text(json.dumps(found, indent=1))
     table(rows)
+    for gate in GATES:
+        print(gate.line(rows))
+
+
+def told(part: str, limit: float, out: Path | None) -> tuple[str, int | None]:
+    """What a part prints, and its exit code; None if it was cut off, with all that it started."""
+    command = [sys.executable, __file__, "--part", part, *sys.argv[1:]]
+    with contextlib.ExitStack() as stack:
+        errors = None if out is None else stack.enter_context((out / f"{part}.log").open("w"))
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        try:
+            return process.communicate(timeout=limit)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, SIGKILL)
+            return process.communicate()[0], None
+        finally:
+            if process.poll() is None:  # Ctrl-C does not reach its session
+                os.killpg(process.pid, SIGKILL)
 
 
 def table(rows: list[dict[str, Any]]) -> None:
