@@ -60,9 +60,10 @@ def execute(
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                key = getattr(config, "key_of_pass", "runtime.micro_batch")
                 raise InputError(
                     f"out of memory on {process.device}: {first_line(error)}. In training lower "
-                    "data.global_batch_size, or set runtime.micro_batch to a part of it (gradients "
+                    f"data.global_batch_size, or set {key} to a part of it (gradients "
                     "are accumulated); in evaluation lower data.eval_batch_size"
                 ) from error
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,5 +59,25 @@ if __name__ == "__main__":
             ]
             assert list(shared.state_dict()) == list(whole.state_dict())
             results[ranks] = max(process.gather(float(torch.stack(apart).max())))
+        # what torch's own norms may be: of vectors, without weights, statistics or fixed momentum
+        cases: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+            ((5,), {}), ((5, 7), {"momentum": None}), ((5, 2, 2), {"affine": False}),
+            ((5, 2, 2), {"track_running_stats": False}),
+        ]  # fmt: skip
+        for shape, more in cases:
+            kind = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
+            furthest = 0.0
+            plain, several = (kind(5, dtype=torch.float64, **more) for _ in range(2))
+            shared = synchronize(several, process, process.world_size)
+            source = torch.Generator().manual_seed(1)
+            count = SHARE * process.world_size
+            for _ in range(2):
+                images = torch.randn((count, *shape), generator=source, dtype=torch.float64)
+                mine = slice(process.rank * SHARE, (process.rank + 1) * SHARE)
+                outputs = shared(images[mine]) - plain(images)[mine]
+                furthest = max(furthest, outputs.abs().max().item())
+            states = zip(shared.state_dict().values(), plain.state_dict().values(), strict=True)
+            furthest = max([furthest, *((a - b).abs().double().max().item() for a, b in states)])
+            results[f"{shape} {more}"] = max(process.gather(furthest))
     if process.is_main:
         print(json.dumps(results))  # noqa: T201

@@ -336,13 +336,12 @@ def memory_note(config: LoopConfig, kept: int, process: Process) -> list[str]:
     if available is None or needed <= TIGHT * available:
         return []
     share = config.data.global_batch_size // process.world_size
-    key = "runtime.micro_batch" if config.norm_batch is None else "norm_batch"
     smaller = even_micro_batch(share, max(1, int(TIGHT * available / (MEMORY_FACTOR * kept))))
     text = (
         f"a step of {images} images at {config.data.image_size} px needs about {needed / 1e9:.1f} "
         f"GB on each process, and {available / 1e9:.1f} GB are left: set "
-        f"{key}={smaller} (gradients are accumulated; batch norms see so many images "
-        "at a time), or lower data.global_batch_size or data.image_size"
+        f"{config.key_of_pass}={smaller} (gradients are accumulated; batch norms see so many "
+        "images at a time), or lower data.global_batch_size or data.image_size"
     )
     if process.device.type == "cpu" and needed > available:
         raise InputError(text)
@@ -354,7 +353,7 @@ def refused(config: LoopConfig, when: str, shape: tuple[int, ...], error: Except
     return InputError(
         f"model={config.model.name} does not take the images of {when}, a batch of shape {shape} "
         f"for one process: {first_line(error)}. Change the images' size, data.global_batch_size or "
-        "runtime.micro_batch, strides, or the model"
+        f"{config.key_of_pass}, strides, or the model"
     )
 
 

@@ -81,6 +81,11 @@ class LoopConfig(HasRun):
     """`_target_` of a function in `mobilenext.optim.schedules` and its arguments."""
     runtime: RuntimeConfig = MISSING
 
+    @property
+    def key_of_pass(self) -> str:
+        """Key that decides how many images a forward pass of one process has at most."""
+        return "runtime.micro_batch" if self.norm_batch is None else "norm_batch"
+
     def recipe(self) -> dict[str, Any]:
         """See `HasRun.recipe`; a file with weights is named by its absolute path."""
         plain = super().recipe()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -120,12 +121,38 @@ def _read(path: Path, root: Path, classes: Sequence[str]) -> FolderIndex:
         states = {name: tuple(state) for name, state in about["states"].items()}
         if any(folder_state(os.path.join(root, name)) != state for name, state in states.items()):
             raise ValueError("a folder has changed")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = _content(file, path)
         labels = np.frombuffer(content, np.int64, about["images"], file.tell())
         paths = np.frombuffer(
             content, f"S{about['width']}", about["images"], file.tell() + labels.nbytes
         )
     return FolderIndex(paths, labels, about["others"], about["loops"], states)
+
+
+def _content(file: BinaryIO, path: Path) -> mmap.mmap | bytes:
+    """A whole file: mapped, and so shared by processes, where no other machine can replace it."""
+    if _is_local(path):
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    return content
+
+
+LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs")
+"""File systems of one machine."""
+
+
+def _is_local(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a file lies on a file system of this machine, as far as that is known."""
+    try:
+        rows = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return False
+    kinds = {Path(row[1].replace("\\040", " ")): row[2] for row in rows}
+    above = [folder for folder in (path, *path.resolve().parents) if folder in kinds]
+    return bool(above) and kinds[above[0]] in LOCAL
 
 
 def _write(path: Path, classes: Sequence[str], index: FolderIndex) -> None:

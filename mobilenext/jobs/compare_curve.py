@@ -88,9 +88,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int | None]
         result = run.result()
         if result is not None and "history" in result:
             processes = result.get("hardware", {}).get("processes")
-            return result["config"], result["history"], processes
+            return result["config"], _evaluated(result["history"]), processes
         settings = yaml.safe_load((run.path / "config.yaml").read_text())
-        history = [epoch for epoch in run.history() if "val" in epoch]
+        history = _evaluated(run.history())
         processes = _processes(run)
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         raise InputError(
@@ -151,6 +151,10 @@ def _value(settings: dict[str, Any], place: str) -> Any:
     for name in place.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def _evaluated(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [epoch for epoch in history if "val" in epoch]
 
 
 def _rows(

@@ -115,11 +115,16 @@ def score_all(
 
 
 def _padded(images: Tensor, count: int) -> Tensor:
-    """Images (N, 3, H, W) with empty ones after them, `count` in all."""
-    missing = count - len(images)
-    if not missing:
+    """Images (N, 3, H, W) with empty ones after them, `count` in all; in the same memory format."""
+    if len(images) == count:
         return images
-    return torch.cat([images, images.new_zeros((missing, *images.shape[1:]))])
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    padded = torch.empty(
+        (count, *images.shape[1:]), dtype=images.dtype, device=images.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    ).zero_()  # fmt: skip
+    padded[: len(images)].copy_(images)
+    return padded
 
 
 class SmoothedCrossEntropy:

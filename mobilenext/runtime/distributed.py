@@ -31,7 +31,7 @@ LOST_SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out
 """In what torch's backends say when another process is gone; they have no type for it."""
 
 
-MOST_LEFT_OUT = 100
+MOST_LEFT_OUT = 16
 """Calls of `Agreement.exchange` at most that send nothing, one after the other."""
 
 

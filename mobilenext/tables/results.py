@@ -46,6 +46,8 @@ ADDED_DEFAULTS = {
     "freeze_backbone": False,
     "layer_decay": None,
     "auxiliary_weight": 0.4,
+    "eval_every": 1,
+    "norm_batch": None,
 }
 """Entries that were added later, and the values with which they change nothing: results from before
 and after are of one protocol. `mobilenext.config` marks the same fields as added."""
@@ -168,6 +170,8 @@ class Protocol:
         micro_batch = config.get("norm_batch") or config["runtime"].get("micro_batch")
         if micro_batch and config.get("batch_norm") != "sync":
             parts.append(f"norms of {micro_batch} images")
+        if config.get("eval_every", 1) != 1:
+            parts.append(f"evaluated every {config['eval_every']} epochs")
         if config["data"].get("order", "shuffled") != "shuffled":
             parts.append(f"images in {config['data']['order']}")
         if augment.get("randaugment"):

@@ -40,6 +40,8 @@ from mobilenext.files import (
 from mobilenext.training.progress import say
 
 FORMAT = 2
+PATIENCE = 50
+"""Steps after which a checkpoint that was asked for, and did not come, is asked for again."""
 SEAL = b"sha256:"
 SEAL_LENGTH = len(SEAL) + 64
 """Bytes of the checksum at a checkpoint's end."""
@@ -90,6 +92,7 @@ class Checkpoints:
         self.writing, self.longest = 0.0, 0.0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.under_way: Future[None] | None = None
+        self.asked: int | None = None
         """The newest write, until it has been waited for."""
 
     def __enter__(self) -> Self:
@@ -112,8 +115,13 @@ class Checkpoints:
         """Whether a checkpoint within an epoch is wanted after this step, and may cost its time."""
         by_steps = self.every_steps is not None and step % self.every_steps == 0
         waited = time.monotonic() - self.saved_at
-        by_time = self.every_seconds is not None and waited >= self.every_seconds
-        return self._failed() or ((by_steps or by_time) and self.affordable())
+        # Several processes save some steps after one of them has asked.
+        asked = self.asked is not None and self.asked < step <= self.asked + PATIENCE
+        by_time = self.every_seconds is not None and waited >= self.every_seconds and not asked
+        due = self._failed() or ((by_steps or by_time) and self.affordable())
+        if due:
+            self.asked = step
+        return due
 
     def affordable(self) -> bool:
         """Whether one more write, as long as the longest so far, stays within `max_share`.
@@ -136,6 +144,7 @@ class Checkpoints:
             InputError: The one before could not be written.
         """
         self.wait()
+        self.asked = None
         self.saved_at = time.monotonic()
         self.under_way = self.thread.submit(self._save, copied(state), best)
 

@@ -14,9 +14,10 @@ _groups: dict[int, Any] = {}
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """A batch norm over the images of `ranks` neighbouring ranks: torch's on GPUs, and on CPUs.
+    """A batch norm over the images of `ranks` neighbouring ranks, which have equally many.
 
-    Not a subclass of torch's, which `DistributedDataParallel` refuses on CPUs.
+    On any device, and without a wait for it; torch's is for GPUs only, where it waits at each norm
+    since it allows for ranks without images.
 
     Args:
         norm: The batch norm whose parameters and statistics it takes over.
@@ -37,69 +38,68 @@ class SynchronizedBatchNorm(_BatchNorm):
         self.drop: nn.Module | None = getattr(norm, "drop", None)
         self.act: nn.Module | None = getattr(norm, "act", None)
 
-    _check_input_dim = nn.SyncBatchNorm._check_input_dim
-    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
-
-    @property
-    def process_group(self) -> Any:
-        """The ranks that share statistics."""
-        return _groups[self.ranks]
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions from (N, C) on."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalised images (N, C, H, W)."""
-        if not self.training:
-            x = super().forward(input)
-        elif input.device.type == "cpu":
-            x = self._on_cpu(input)
-        else:
-            itself: Any = self
-            x = nn.SyncBatchNorm.forward(itself, input)
+        """Normalised images (N, C, ...)."""
+        x = self._over_ranks(input) if self.training else super().forward(input)
         for after in (self.drop, self.act):
             x = x if after is None else after(x)
         return x
 
-    def _on_cpu(self, images: Tensor) -> Tensor:
+    def _over_ranks(self, images: Tensor) -> Tensor:
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        x: Any = _Normalized.apply(images, self)
+        exact = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+        x: Any = _Normalized.apply(exact, self)
         if self.affine:
-            x = torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
-        return x
+            shape = (1, -1, *[1] * (images.ndim - 2))
+            x = torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
+        return x.to(images.dtype)
 
 
 class _Normalized(torch.autograd.Function):
-    """Images (N, C, H, W) less their mean over all processes, over their standard deviation."""
+    """Images (N, C, ...) less their mean over all ranks, over their standard deviation."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, norm: SynchronizedBatchNorm) -> Tensor:
-        exact = images.double()
-        sums = torch.stack([exact.sum((0, 2, 3)), exact.square().sum((0, 2, 3))])
-        count = torch.full((1,), images.numel() / images.shape[1], dtype=torch.float64)
-        totals = torch.cat([sums.flatten(), count])
-        dist.all_reduce(totals, group=norm.process_group)
-        total = totals[-1]
-        mean, square = (totals[:-1] / total).view(2, -1).unbind()
-        variance = (square - mean.square()).clamp_min(0)
+        dims, shape = _others(images)
+        variance, mean = torch.var_mean(images, dims, correction=0)
+        mean = mean.double()
+        means = torch.stack([mean, mean.square(), variance.double()])
+        group = _groups[norm.ranks]
+        dist.all_reduce(means, group=group)
+        means /= norm.ranks
+        mean, square, within = means.unbind()
+        variance = (within + square - mean.square()).clamp_min(0)
+        count = norm.ranks * images.numel() // images.shape[1]
         if norm.running_mean is not None and norm.running_var is not None:
-            share = norm.momentum if norm.momentum is not None else 0.1
+            share: Any = norm.momentum
+            if share is None:
+                share = 1 / norm.get_buffer("num_batches_tracked").to(norm.running_mean.dtype)
             norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-            unbiased = variance * total / (total - 1)
+            unbiased = variance * (count / max(1, count - 1))
             norm.running_var.lerp_(unbiased.to(norm.running_var), share)
-        scale = (variance + norm.eps).rsqrt()
-        normalized = ((exact - mean[:, None, None]) * scale[:, None, None]).to(images)
-        ctx.save_for_backward(normalized, scale, total)
-        ctx.group = norm.process_group
+        scale = (variance + norm.eps).rsqrt().to(images).view(shape)
+        normalized = (images - mean.to(images).view(shape)) * scale
+        ctx.save_for_backward(normalized, scale)
+        ctx.group, ctx.count = group, count
         return normalized
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        normalized, scale, total = ctx.saved_tensors
-        gradient, exact = gradients[0].double(), normalized.double()
-        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * exact).sum((0, 2, 3))])
+        (gradient,), (normalized, scale) = gradients, ctx.saved_tensors
+        dims, shape = _others(gradient)
+        sums = torch.stack([gradient.sum(dims), (gradient * normalized).sum(dims)]).double()
         dist.all_reduce(sums, group=ctx.group)
-        mean, slope = (sums / total)[:, :, None, None]
-        there = (gradient - mean - exact * slope) * scale[:, None, None]
-        return there.to(normalized), None
+        mean, slope = ((part / ctx.count).to(gradient).view(shape) for part in sums)
+        return (gradient - mean - normalized * slope) * scale, None
+
+
+def _others(images: Tensor) -> tuple[list[int], tuple[int, ...]]:
+    """All dimensions but that of the channels; and a shape of a value for each channel."""
+    return [0, *range(2, images.ndim)], (1, -1, *[1] * (images.ndim - 2))
 
 
 def synchronize(network: nn.Module, process: Process, ranks: int) -> nn.Module:

@@ -130,7 +130,10 @@ def _counts_for_nobody(module: nn.Module) -> bool:
 
 @contextmanager
 def _counted_together(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Have batch norms' counts of batches added to at once: alone, each is a kernel of its own."""
+    """Have batch norms' counts of batches added to at once: alone, each is a kernel of its own.
+
+    One for each forward pass of the network, however often it comes to a norm.
+    """
     counting = [norm for norm in norms if norm.training]
     counts = [norm.get_buffer("num_batches_tracked") for norm in counting]
     for norm in counting:  # hides the buffer from its forward pass, and from nothing else

@@ -257,3 +257,22 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert same(FolderImages(root, CLASSES), FolderImages(root, CLASSES))
     assert len(walks) == 2
+
+
+def test_only_caches_of_this_machine_are_mapped(tmp_path: Path) -> None:
+    """Another machine that replaces a file on a network file system would end a process."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        f"/dev/sda1 / ext4 rw 0 0\nhome:/x {tmp_path}/a\\040home nfs4 rw 0 0\n"
+        f"/dev/sdb1 {tmp_path}/a\\040home/disk xfs rw 0 0\n"
+    )
+    places = {"here": True, "a home/x": False, "a home/disk/x": True}
+    for place, local in places.items():
+        assert folder_index._is_local(tmp_path / place, mounts) is local
+    assert not folder_index._is_local(tmp_path, tmp_path / "absent")
+    path = tmp_path / "file"
+    path.write_bytes(b"line\nrest")
+    with path.open("rb") as file:
+        file.readline()
+        assert bytes(folder_index._content(file, path)) == b"line\nrest"
+        assert file.tell() == 5

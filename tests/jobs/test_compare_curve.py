@@ -56,7 +56,7 @@ def test_an_unfinished_run_and_the_log_of_its_identity(run, tmp_path: Path) -> N
 
 def test_an_unfinished_run_with_norms_of_another_size(run, tmp_path: Path) -> None:
     config = official()["config"]
-    config["runtime"]["micro_batch"] = None
+    config["norm_batch"] = None
     unfinished(tmp_path / "a", config, 8)
     run("scripts/compare_curve.py", "a")
     unfinished(tmp_path / "b", config, 4)
@@ -90,7 +90,7 @@ def test_other_data_is_refused(run, tmp_path: Path) -> None:
         ("init_from", "x.pth", "init_from=x.pth (released run: None)"),
         ("decay_norm_and_bias", True, "decay_norm_and_bias=True (released run: False)"),
         ("runtime.precision", "bf16", "runtime.precision=bf16 (released run: fp32)"),
-        ("runtime.micro_batch", 32, "images per norm=32 (released run: 64)"),
+        ("norm_batch", 32, "images per norm=32 (released run: 64)"),
         ("data.eval_interpolation", "bilinear", "data.eval_interpolation=bilinear"),
         ("model.network.dropout", 0.0, "model.network.dropout=0.0 (released run: 0.2)"),
         ("model.network.kernel_size", 5, "model.network.kernel_size=5"),

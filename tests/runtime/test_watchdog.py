@@ -120,7 +120,8 @@ def test_it_takes_silence_and_suspicion(
             watching.thread.join(2.5)
     assert ends == code
     said = "error: another process is lost; stopped or dead: rank 1 (7 steps done, in the next step"
-    assert capsys.readouterr().err.startswith(said if code else "")
+    error = capsys.readouterr().err
+    assert error.startswith(said) if code else error == ""
 
 
 def test_a_process_that_moves_waits_for_nobody(

@@ -280,6 +280,14 @@ def test_when_a_checkpoint_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not by_time.due(1)
     now = 61.0
     assert by_time.due(2)
+    late = 3 + checkpoint.PATIENCE
+    assert [step for step in range(3, 60) if by_time.due(step)] == [late], "asked for once"
+    now = 130.0
+    with by_time:
+        by_time.begin({}, best=False)
+        assert not by_time.due(100)
+        now = 191.0
+        assert by_time.due(101)
 
 
 def test_writing_stays_within_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

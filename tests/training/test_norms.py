@@ -21,7 +21,8 @@ def test_norms_of_neighbours_are_those_of_their_images(tmp_path: Path) -> None:
     done = run_command("tests/norms_in_processes.py", cwd=tmp_path, processes=4)
     assert done.returncode == 0, done.stderr
     apart = json.loads(done.stdout.strip().splitlines()[-1])
-    assert set(apart) == {"2", "4"}
+    assert {"2", "4"} < set(apart)
+    assert len(apart) == 6
     assert max(apart.values()) < 1e-12
 
 

@@ -92,10 +92,11 @@ class Sizes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[int] = []
+        self.seen: list[tuple[int, bool]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append(len(images))
+        last = images.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((len(images), last))
         return images.new_zeros((len(images), CLASSES))
 
 
@@ -113,5 +114,5 @@ def test_an_evaluation_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
                 {"val": sizes, "ema": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())},
                 Batches(), to_device, Process(PRETENDED), 7,  # pyright: ignore[reportArgumentType]
             )  # fmt: skip
-    assert sizes.seen == [BATCH, BATCH]
+    assert sizes.seen == 2 * [(BATCH, True)]
     assert [wait for wait in waits if "tolist" not in wait and "tensor([seen" not in wait] == []
