@@ -14,6 +14,7 @@ from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
 from mobilenext.seeding import seed_devices
+from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.step import Update
 from tests.waits import PRETENDED, pinned_rand, pretended_cuda
 
@@ -116,3 +117,31 @@ def test_an_evaluation_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
             )  # fmt: skip
     assert sizes.seen == 2 * [(BATCH, True)]
     assert [wait for wait in waits if "tolist" not in wait and "tensor([seen" not in wait] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_step_waits_for_a_real_device() -> None:
+    """The backward pass, averages and batches on their way are in it too."""
+    device = torch.device("cuda", 0)
+    to_device = DeviceBatches([0.5] * 3, [0.25] * 3, device)
+    augment, mix = (
+        Augment((0.4, 0.4, 0.0, 0.1), 0.25, 0, BATCH, cutout=8),
+        Mixing(0.2, 1, CLASSES, 0),
+    )
+    network = MobileNeXt(width_mult=0.35, num_classes=CLASSES).to(device)
+    average = AveragedWeights(network, 0.9)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, foreach=True)
+    update = Update(network, optimizer, Precision("bf16", device), clip_grad_norm=1.0)
+    batches = [tuple(part.pin_memory() for part in host_batch()) for _ in range(4)]
+    try:
+        for number, batch in enumerate(to_device.ahead(batches)):  # pyright: ignore[reportArgumentType]
+            images, labels = to_device(*batch, augment.at(0, number))
+            images, targets = mix(images, labels, 0, number)
+            set_learning_rate(optimizer, 0.1)
+            seed_devices("step", 0, number, 0)
+            update((images, targets, labels), SmoothedCrossEntropy(0.1))
+            average.update(network, number + 1)
+            torch.cuda.set_sync_debug_mode("error")  # after the first step, which sets things up
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
