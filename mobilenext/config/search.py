@@ -91,6 +91,8 @@ class SearchConfig(LoopConfig):
         check(self.eval_every == 1, "eval_every", expected, self.eval_every)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
         check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
+        expected = "false in a search, which does two kinds of steps"
+        check(not self.runtime.graph, "runtime.graph", expected, self.runtime.graph)
         expected = "null in a search; runtime.micro_batch divides its batches"
         check(self.norm_batch is None, "norm_batch", expected, self.norm_batch)
         expected = "reduce or broadcast: a supernet's norms have no synchronised form"
