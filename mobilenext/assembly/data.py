@@ -88,7 +88,8 @@ def images_of_pass(config: LoopConfig, process: Process) -> tuple[int, int]:
     """Images of one forward pass of one process, and the processes that share a norm's statistics.
 
     Args:
-        config: The run's config: `norm_batch`, or `runtime.micro_batch`, or the whole share.
+        config: The run's config: `norm_batch`, or `runtime.micro_batch`, or the whole share; norms
+            are of all processes with `batch_norm` sync.
         process: This process.
 
     Raises:
@@ -109,8 +110,9 @@ def images_of_pass(config: LoopConfig, process: Process) -> tuple[int, int]:
             f"({whole}), or {share} times a divisor of the number of processes: for instance "
             f"norm_batch={min(fits, key=lambda size: abs(size - wanted))}"
         )
+    together = ranks if config.batch_norm == "sync" else 1
     if micro_batch is None:
-        return share, 1
+        return share, together
     if share % micro_batch:
         fit = even_micro_batch(share, micro_batch)
         raise InputError(
@@ -119,7 +121,7 @@ def images_of_pass(config: LoopConfig, process: Process) -> tuple[int, int]:
             f"{fit} images at a time. norm_batch={micro_batch} in its place keeps their number "
             "where processes have fewer images as well"
         )
-    return micro_batch, 1
+    return micro_batch, together
 
 
 def finetuning_loader(data: DataConfig, images: ImageData, seed: int, process: Process) -> Loader:

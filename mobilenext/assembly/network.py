@@ -62,8 +62,6 @@ def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Mo
         InputError: Norms of several processes can't be compiled.
     """
     ranks = images_of_pass(config, process)[1]
-    if config.batch_norm == "sync":
-        ranks = process.world_size
     if ranks > 1 and config.runtime.compile:
         raise InputError(
             f"runtime.compile=true: expected norms of one process, and these are of {ranks} "
@@ -124,10 +122,12 @@ def new_update(
         InputError: A step can't be a CUDA graph.
     """
     graph = config.runtime.graph
+    called: Any = torch.compile(network) if config.runtime.compile else network
     if graph:  # the wrapper for several processes has hooks that no graph keeps
         _check_graph(network, config, process)
         process.broadcast_weights(network)
-    called = _wrapped(network, config.runtime.compile, None if graph else process)
+    elif process.world_size > 1:
+        called = _distributed(called, process)
     update = Update(
         called,
         optimizer,
@@ -136,14 +136,13 @@ def new_update(
         config.clip_grad_norm,
         skips_nonfinite=config.nonfinite == "skip",
         compiled=config.runtime.compile,
-        reduce=process.average if graph and process.world_size > 1 else None,
+        reduce=process.average if graph else None,
     )
     return GraphedUpdate(update) if graph else update
 
 
 def _check_graph(network: nn.Module, config: LoopConfig, process: Process) -> None:
     """Raise `InputError` if a step of this run can't be a CUDA graph."""
-    shared = config.batch_norm == "sync" or images_of_pass(config, process)[1] > 1
     reasons = {
         f"a CUDA device, got {process.device.type}": process.device.type != "cuda",
         "optimizer.fused=true (with optimizer.foreach=null), so that the rate lies on the device":
@@ -153,7 +152,7 @@ def _check_graph(network: nn.Module, config: LoopConfig, process: Process) -> No
         "a precision other than fp16, whose scaler waits for the device":
             config.runtime.precision == "fp16",
         "nonfinite=stop: leaving a step out waits for the device": config.nonfinite == "skip",
-        "norms of one process (norm_batch, batch_norm)": shared and process.world_size > 1,
+        "norms of one process (norm_batch, batch_norm)": images_of_pass(config, process)[1] > 1,
         "a network whose steps are alike: this one changes with the epoch":
             hasattr(network, "set_progress"),
     }  # fmt: skip
@@ -375,21 +374,13 @@ def train_mode(network: nn.Module, frozen_backbone: bool, progress: float = 0.0)
         module.train()
 
 
-def _wrapped(network: nn.Module, compile_it: bool, process: Process | None) -> nn.Module:
-    """The network as training calls it; its parameters are those of the bare one.
+def _distributed(network: nn.Module, process: Process) -> nn.Module:
+    """A network that takes the means of all processes' gradients; parameters are the same ones.
 
-    Gives all processes the tensors of rank 0, so it comes before a checkpoint is read.
-
-    Args:
-        network: The bare network.
-        compile_it: Whether to compile it.
-        process: This process, if the network itself takes the means of all processes' gradients.
+    Gives all processes the tensors of rank 0.
     """
-    wrapped: Any = torch.compile(network) if compile_it else network
-    if process is None or process.world_size == 1:
-        return wrapped
     return DistributedDataParallel(
-        wrapped,
+        network,
         device_ids=[process.device.index] if process.device.type == "cuda" else None,
         forward_sync_buffers=False,  # united before each evaluation instead of at every step
         gradient_as_bucket_view=True,

@@ -1,9 +1,10 @@
-"""Index of the images in class folders: kept between runs, mapped into the memory of each process.
+"""Index of the images in class folders: kept between runs, and shared by a machine's processes.
 
 The cache is one file for each root: a line with the SHA-256 of what follows, a line of JSON, the
 labels as int64, the paths as bytes of one width. It is ours alone, verified when it is opened, and
-only ever replaced by a whole new one: so it can be mapped, and the processes of a machine share its
-memory.
+only ever replaced by a whole new one. So it can be mapped, and processes share its memory; but on a
+network file system, where a new one from another machine would end those that have it mapped, it is
+read.
 """
 
 import contextlib
@@ -140,7 +141,7 @@ def _content(file: BinaryIO, path: Path) -> mmap.mmap | bytes:
     return content
 
 
-LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs")
+LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay")
 """File systems of one machine."""
 
 
@@ -151,8 +152,8 @@ def _is_local(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
     except OSError:
         return False
     kinds = {Path(row[1].replace("\\040", " ")): row[2] for row in rows}
-    above = [folder for folder in (path, *path.resolve().parents) if folder in kinds]
-    return bool(above) and kinds[above[0]] in LOCAL
+    nearest = next((folder for folder in path.resolve().parents if folder in kinds), None)
+    return nearest is not None and kinds[nearest] in LOCAL
 
 
 def _write(path: Path, classes: Sequence[str], index: FolderIndex) -> None:

@@ -73,8 +73,8 @@ def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
         return finished
     with ExitStack() as opened:
         # ---- data ----
-        found = process.first_on_node(lambda: build(config.data.source))
-        images = check_box_data(found, config.data.name)
+        images = process.first_on_node(lambda: build(config.data.source))
+        images = check_box_data(images, config.data.name)
         loaders = opened.enter_context(box_loaders(config, images, process))
         to_device = box_batches(config.data, process, config.runtime.channels_last)
         augment = box_augment(config, process)

@@ -150,8 +150,8 @@ class Process:
         """
         if self.world_size == 1 or not tensors:
             return
-        flat = torch.cat([tensor.flatten() for tensor in tensors]).div_(self.world_size)
-        dist.all_reduce(flat)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self.all_reduce_sum(flat).div_(self.world_size)
         parts = flat.split([tensor.numel() for tensor in tensors])
         means = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
         FOREACH_COPY(tensors, means)
@@ -162,9 +162,11 @@ class Process:
             return
         # In float64 the mean of equal numbers is that number, for any number of ranks.
         exact = torch.float32 if self.device.type == "mps" else torch.float64
-        for buffer in network.buffers():
-            if buffer.is_floating_point():
-                buffer.copy_(self.all_reduce_sum(buffer.to(exact)).div_(self.world_size))
+        buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+        means = [buffer.to(exact) for buffer in buffers]
+        self.average(means)
+        for buffer, mean in zip(buffers, means, strict=True):
+            buffer.copy_(mean)
 
 
 class Agreement:

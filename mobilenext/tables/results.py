@@ -30,7 +30,7 @@ NOT_PROTOCOL = {
         "max_bad_share",
     ),
     "data.source": ("root", "download", "pack"),
-    "runtime": ("device", "threads", "log_every", "timeout_minutes"),
+    "runtime": ("device", "graph", "threads", "log_every", "timeout_minutes"),
 }
 """Entries of a run's config that two networks need not share to be compared: what network it is,
 where things lie, and how fast they go."""

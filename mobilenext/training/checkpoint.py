@@ -92,8 +92,9 @@ class Checkpoints:
         self.writing, self.longest = 0.0, 0.0
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self.under_way: Future[None] | None = None
-        self.asked: int | None = None
         """The newest write, until it has been waited for."""
+        self.asked: int | None = None
+        """Step after which a checkpoint was asked for that has not begun."""
 
     def __enter__(self) -> Self:
         return self

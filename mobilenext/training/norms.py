@@ -54,7 +54,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         exact = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
         x: Any = _Normalized.apply(exact, self)
         if self.affine:
-            shape = (1, -1, *[1] * (images.ndim - 2))
+            _, shape = _others(images)
             x = torch.addcmul(self.bias.view(shape), x, self.weight.view(shape))
         return x.to(images.dtype)
 
