@@ -35,7 +35,7 @@ from mobilenext.config.help import command_help
 from mobilenext.config.hints import explained, is_about_the_command
 from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.files import printable
-from mobilenext.program import launched_by_torchrun
+from mobilenext.program import folded, launched_by_torchrun
 from mobilenext.runtime.cuda_driver import cuda_is_ruled_out
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.runtime.srun import in_srun_step, join_srun_tasks
@@ -425,7 +425,7 @@ def show(error: UserError) -> None:
         traceback.print_exception(error)
     where = "" if rank == "0" else f" [rank {rank}]"
     message = "\n".join(printable(line) for line in str(error).split("\n"))
-    sys.stderr.write(f"error{where}: {message}\n")
+    sys.stderr.write(folded(f"error{where}: {message}\n", sys.stderr))
     sys.stderr.flush()
 
 

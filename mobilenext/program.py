@@ -6,10 +6,12 @@ import.
 """
 
 import os
+import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import TextIO
 
 _job: str | None = None
 
@@ -17,6 +19,44 @@ _job: str | None = None
 def has_terminal() -> bool:
     """Whether standard error is a terminal that can write a line anew."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns_of(stream: TextIO) -> int:
+    """Width of the terminal that a stream writes to; some don't know theirs."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    given = os.environ.get("COLUMNS", "")
+    return columns or (int(given) if given.isdecimal() and int(given) else 80)
+
+
+def folded(text: str, stream: TextIO) -> str:
+    """A text whose lines fit the terminal that a stream writes to; as it is where there is none.
+
+    Lines are broken at two spaces, else at one, and go on below, indented. A path stays whole, and
+    so does a line that is indented already, as commands to copy are.
+    """
+    if not stream.isatty():
+        return text
+    columns = columns_of(stream) - 1  # some terminals wrap a line that is as wide as they are
+    return "\n".join(_folded(line, columns) for line in text.split("\n"))
+
+
+def _folded(line: str, columns: int) -> str:
+    if len(line) <= columns or line.startswith(" "):
+        return line
+    pieces: list[tuple[str, str]] = []
+    for part in line.split("  "):
+        words = [part] if len(part) <= columns - 2 else re.split(r" (?!%)", part)
+        pieces += zip(["  ", *[" "] * len(words)], words, strict=False)
+    lines = [pieces[0][1]]
+    for between, piece in pieces[1:]:
+        if len(lines[-1] + between + piece) <= columns:
+            lines[-1] += between + piece
+        else:
+            lines.append(f"  {piece}")
+    return "\n".join(lines)
 
 
 def started_as() -> str | None:

@@ -1,6 +1,5 @@
 """What a command says while it works: lines, and how far it is."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tqdm import tqdm
 
-from mobilenext.program import has_terminal
+from mobilenext.program import columns_of, folded, has_terminal
 
 if TYPE_CHECKING:  # it loads torch
     from mobilenext.runtime.distributed import Process
@@ -22,9 +21,9 @@ SHORTEST_BAR, SHORT_BAR, LONGEST_BAR = 3, 8, 24
 
 
 def say(text: str, process: "Process | None" = None) -> None:
-    """Print a line once, from rank 0, without breaking a progress bar."""
+    """Print lines once, from rank 0, without breaking a progress bar; a terminal folds them."""
     if process is None or process.is_main:
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(folded(text, sys.stdout), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -93,9 +92,10 @@ class Progress:
         if self.is_due(done):
             seconds = time.monotonic() - self.started
             pace = (done - self.first) / seconds if seconds else 0.0
+            rate = f"{pace:,.0f}" if pace >= 1 else f"{pace:.2g}"
             left = (self.total - done) / pace if pace else 0.0
             self.tell(
-                (f"{pace:,.0f} {self.units}/s", f"left {format_seconds(left)}"),
+                (f"{rate} {self.units}/s", f"left {format_seconds(left)}"),
                 (f"left {format_seconds(left, short=True)}",),
             )
 
@@ -123,7 +123,9 @@ class Progress:
 
     def _line(self, *texts: Sequence[str]) -> tuple[int, str]:
         """Columns that a line may have, and the line as tqdm fills it in."""
-        columns = _columns() - 1  # some terminals wrap a line that is as wide as they are
+        columns = (
+            columns_of(sys.stderr) - 1
+        )  # some terminals wrap a line that is as wide as they are
         total = str(self.total)
         count = f"{self.done:>{len(total)}}/{total}"
         taken = len(f"{self.title}  {count}")
@@ -156,16 +158,6 @@ def _blocks() -> str:
     except UnicodeEncodeError:
         return ".#"
     return "░█"
-
-
-def _columns() -> int:
-    """Width of the terminal; some don't know theirs."""
-    try:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError):
-        columns = 0
-    given = os.environ.get("COLUMNS", "")
-    return columns or (int(given) if given.isdecimal() and int(given) else 80)
 
 
 def format_seconds(seconds: float, short: bool = False) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mobilenext.training.progress as module
-from mobilenext.program import has_terminal
+from mobilenext.program import folded, has_terminal
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.progress import Progress, fitted
 
@@ -139,6 +139,41 @@ def test_a_terminal_that_has_no_blocks(use: Use, clock: Clock) -> None:
         clock.now += 1
         progress.move(5)
     assert "work ############............  5/10  5 images/s  left 1 s" in terminal.getvalue()
+
+
+def test_slow_work_has_a_pace(use: Use, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("prepare", "images", 10) as progress:
+        clock.now += 40
+        progress.move(2)
+    assert capsys.readouterr().out == "prepare: 2/10 images  0.05 images/s  left 2 min 40 s\n"
+
+
+EPOCH = (
+    "epoch  9/10  train loss 0.7998  val top-1 86.11 % (best), loss 0.4776  lr 0.01  33 images/s"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("short", "short"),
+        (EPOCH, EPOCH.replace("  33", "\n  33")),
+        (
+            "note: " + "word " * 20 + "end",
+            "note: " + "word " * 13 + "word\n  " + "word " * 6 + "end",
+        ),
+        ("run folder: /" + "long/" * 20, "run folder:\n  /" + "long/" * 20),
+        ("  python train.py " + "key=value " * 9, "  python train.py " + "key=value " * 9),
+        ("x" * 70 + " 86.111 %, more", "x" * 70 + "\n  86.111 %, more"),
+        ("one\n" + "two " * 20 + "three", "one\n" + "two " * 19 + "two\n  three"),
+    ],
+)
+def test_a_terminal_gets_lines_that_are_broken_between_words(
+    use: Use, line: str, lines: str
+) -> None:
+    """Commands to copy and paths stay whole, which a terminal breaks so that they can be copied."""
+    assert folded(line, use()) == lines
+    assert folded(line, io.StringIO()) == line
 
 
 def test_a_failure_takes_the_bar_away(use: Use) -> None:
