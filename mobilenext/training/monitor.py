@@ -157,7 +157,9 @@ class Monitor:
             mark = " (best)" if kind == best else ""
             score = self.measure.text(values[self.measure.key])
             texts.append(f"{kind} {score}{mark}, loss {values['loss']:.4f}")
-        texts += [f"lr {lr:.3g}", *_pace(means), f"left {self._time_left(step)}"]
+        texts += [f"lr {lr:.3g}", *_pace(means)]
+        if epoch + 1 < self.epochs:
+            texts.append(f"left {format_seconds(self._seconds_left(step))}")
         say("  ".join([self._title(epoch), *texts]))
 
     def report(
@@ -238,7 +240,7 @@ class Monitor:
                     self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def _title(self, epoch: int) -> str:
-        return f"epoch {epoch + 1}/{self.epochs}"
+        return f"epoch {epoch + 1:>{len(str(self.epochs))}}/{self.epochs}"
 
     def _texts(self, means: dict[str, Any], step: int) -> Iterator[list[str]]:
         """How training goes, in parts: in full, and as 80 columns have room for it."""
@@ -257,9 +259,6 @@ class Monitor:
     def _seconds_left(self, step: int) -> float:
         pace = (time.monotonic() - self.started) / max(1, step - self.first_step)
         return pace * (self.epochs * self.steps_per_epoch - step)
-
-    def _time_left(self, step: int) -> str:
-        return format_seconds(self._seconds_left(step))
 
 
 def _loss(means: dict[str, Any]) -> str:
