@@ -5,7 +5,6 @@ Hydra program of the environment starts: heavy imports wait until a sweep does.
 """
 
 import copy
-import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -87,6 +84,8 @@ class TorchrunLauncher(Launcher):
             show,
         )
         from mobilenext.sweeps.sweep import Sweep
+        from mobilenext.training.endings import next_commands_of_sweep
+        from mobilenext.training.progress import say
 
         restore_full_error()
         setup_globals()
@@ -98,11 +97,15 @@ class TorchrunLauncher(Launcher):
         except UserError as error:
             show(error)
             raise SystemExit(1) from None
-        log.info(f"Launching {len(jobs)} jobs, {min(len(slots), len(jobs))} at once")
+        some = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        say(f"sweep of {some}, {min(len(slots), len(jobs))} at once")
         ended_by = Sweep(jobs, slots, self.retries).run()
         if ended_by is not None:
             sys.stderr.write(f"\n{ended_by}: the sweep ends; the same command goes on with it\n")
             raise SystemExit(EXIT_PREEMPTED)
+        trained = [job for job in jobs if job.epochs is not None and job.state == "finished"]
+        if self.objective is None and trained:
+            say(next_commands_of_sweep(str(self.config.output_dir)))
         return [
             self._returned(job, config, overrides)
             for job, config, overrides in zip(jobs, configs, job_overrides, strict=True)

@@ -323,6 +323,7 @@ class View:
                     desc=f"{job.label:<{width}}",
                     position=place,
                     bar_format="{desc} {bar:12} {postfix[0]}",
+                    leave=False,  # the summary has a line for each
                     postfix=text,
                 )
                 self.bars.append(bar)
@@ -331,7 +332,7 @@ class View:
     def __exit__(self, *_: object) -> None:
         self.shown_at = 0.0
         self.show()
-        for bar in self.bars:
+        for bar in reversed(self.bars):  # the first one leaves the cursor where its line began
             bar.close()
 
     def show(self) -> None:
@@ -390,8 +391,9 @@ def summary(jobs: list[SweepJob]) -> str:
     names = {"waiting": "not started"}
     counted = ", ".join(f"{n} {names.get(state, state)}" for state, n in counts.items() if n)
     lines = [f"sweep of {len(jobs)} job{'s' if len(jobs) != 1 else ''}: {counted}"]
+    width = max(len(f"#{job.number} {job.label}:") for job in jobs)
     for job in jobs:
-        lines.append(f"#{job.number} {job.label}: {progress(job)[1]}")
+        lines.append(f"{f'#{job.number} {job.label}:':<{width}} {progress(job)[1]}")
         if job.state == "failed" and job.attempts:
             lines.append(f"   log: {job.log}")
         elif job.state == "finished" and job.folder is not None:

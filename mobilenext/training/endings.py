@@ -34,12 +34,23 @@ def _score(result: dict[str, Any]) -> str:
 
 def next_commands(folder: Path, output_dir: str) -> str:
     """Commands of use after a run, as they are typed here."""
-    best, runs = shlex.quote(str(folder / "best.pt")), shlex.quote(output_dir)
-    return "\n".join(
-        [
-            "next:",
-            f"  {program.beside_python('tensorboard')} --logdir {runs}",
-            f"  {program.command('evaluate')} checkpoint={best}",
-            f"  {program.command('report')} {runs}",
-        ]
+    best = shlex.quote(str(folder / "best.pt"))
+    board, report = _of_all_runs(output_dir)
+    return _next(board, f"{program.command('evaluate')} checkpoint={best}", report)
+
+
+def next_commands_of_sweep(output_dir: str) -> str:
+    """Commands of use after a sweep, which compare its runs."""
+    return _next(*_of_all_runs(output_dir))
+
+
+def _of_all_runs(output_dir: str) -> tuple[str, str]:
+    runs = shlex.quote(output_dir)
+    return (
+        f"{program.beside_python('tensorboard')} --logdir {runs}",
+        f"{program.command('report')} {runs}",
     )
+
+
+def _next(*commands: str) -> str:
+    return "\n".join(["next:", *(f"  {command}" for command in commands)])

@@ -16,6 +16,7 @@ from mobilenext.sweeps.sweep import (
     job_command,
     progress,
     share_out,
+    summary,
 )
 from mobilenext.training.run_folder import RunFolder
 
@@ -94,6 +95,21 @@ def test_a_failing_job_stops_no_other_and_is_named(
     assert f"log: {jobs[0].log}" in told
     assert "#1 n=1: failed: killed by SIGKILL" in told
     assert "#3 n=3: failed: error: width=0" in told
+
+
+def test_the_lines_of_a_summary_are_aligned(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create("")
+    folder.write_result({"top1": 50.0})
+    jobs = [
+        SweepJob(n, label, [], tmp_path / "log", folder, state="finished")
+        for n, label in ((9, "width=1"), (10, "width=0.35"))
+    ]
+    assert summary(jobs).splitlines() == [
+        "sweep of 2 jobs: 2 finished",
+        f"#9 width=1:     finished  top-1 50.00 %  {tmp_path}",
+        f"#10 width=0.35: finished  top-1 50.00 %  {tmp_path}",
+    ]
 
 
 FAILS_TWICE = """
