@@ -102,7 +102,7 @@ class SearchConfig(LoopConfig):
         check(not (self.checkpointing and self.runtime.compile), "checkpointing",
               "false with runtime.compile=true, which can't compile it", True)  # fmt: skip
         warmup = self.warmup_epochs
-        expected = f"0 to {self.epochs - 1}: in the others the alphas learn"
+        expected = f"0 to {self.epochs - 1} of {self.epochs} epochs: the alphas learn in the others"
         check(0 <= warmup < self.epochs, "warmup_epochs", expected, warmup)
         for key in ("mixup", "cutmix"):
             value = getattr(self.augment, key)
