@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class Answer:
         shares = zip(self.classes, self.probabilities, strict=True)
         texts = ", ".join(f"{printable(name)} {100 * share:.1f} %" for name, share in shares)
         known = f"  (is {printable(self.label)})" if self.wrong and self.label else ""
-        return f"{printable(self.image)}: {texts}{known}"
+        return f"{printable(self.image)}:  {texts}{known}"
 
 
 def thumbnail(image: PIL.Image.Image) -> bytes:
@@ -74,6 +75,18 @@ def to_json(answers: Sequence[Answer]) -> str:
     )
 
 
+def below_common_folder(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names of pictures below the folder that they share, and a line about it if there is one."""
+    folders = {os.path.dirname(image) for image in images}
+    try:
+        common = os.path.commonpath(folders) if len(images) > 1 else ""
+    except ValueError:  # of absolute and relative paths, or of several drives
+        common = ""
+    if not common:
+        return list(images), []
+    return [os.path.relpath(image, common) for image in images], [f"Pictures in {common}."]
+
+
 def sheet(answers: Sequence[Answer], title: str, notes: Sequence[str]) -> str:
     """A page of pictures with their answers; it needs no other file.
 
@@ -91,13 +104,20 @@ def sheet(answers: Sequence[Answer], title: str, notes: Sequence[str]) -> str:
             -one.probabilities[0] if one.wrong else one.probabilities[0],
         ),
     )
-    lines = "\n".join(f'<p class="quiet">{html.escape(printable(note))}</p>' for note in notes)
-    cards = "\n".join(map(_card, shown))
+    names, place = below_common_folder([one.image for one in shown])
+    order = "The least sure answers come first."
+    if any(one.wrong for one in shown):
+        order = (
+            "Wrong answers come first, the surest on top; then right ones, the least sure first."
+        )
+    said = [*notes, *place, order]
+    lines = "\n".join(f'<p class="quiet">{html.escape(printable(note))}</p>' for note in said)
+    cards = "\n".join(map(_card, shown, names))
     return PAGE.format(title=html.escape(printable(title)), lines=lines, cards=cards)
 
 
-def _card(one: Answer) -> str:
-    name = html.escape(printable(one.image))
+def _card(one: Answer, name: str) -> str:
+    name = html.escape(printable(name))
     picture = base64.b64encode(one.thumbnail).decode()
     verdict = ""
     if one.label is not None:

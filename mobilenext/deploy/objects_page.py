@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from mobilenext.data.drawing import draw_boxes
-from mobilenext.deploy.answers import PAGE
+from mobilenext.deploy.answers import PAGE, below_common_folder
 from mobilenext.files import printable
 from mobilenext.metrics.detection_report import boxes_table
 
@@ -45,7 +45,7 @@ class Objects:
         """What was found, in one line of a terminal."""
         pairs = zip(self.classes, self.scores, strict=True)
         texts = [f"{printable(name)} {score:.2f}" for name, score in pairs]
-        return f"{printable(self.image)}: {', '.join(texts) or 'nothing'}"
+        return f"{printable(self.image)}:  {', '.join(texts) or 'nothing'}"
 
 
 def drawn(small: PIL.Image.Image, size: tuple[int, int], found: Objects) -> bytes:
@@ -104,17 +104,20 @@ def objects_sheet(answers: Sequence[Objects], title: str, notes: Sequence[str]) 
         title: The page's.
         notes: Lines below the title.
     """
-    lines = "\n".join(f'<p class="quiet">{html.escape(printable(note))}</p>' for note in notes)
-    cards = "\n".join(_card(one) for one in answers if one.picture)
+    shown = [one for one in answers if one.picture]
+    names, place = below_common_folder([one.image for one in shown])
+    said = [*notes, *place]
+    lines = "\n".join(f'<p class="quiet">{html.escape(printable(note))}</p>' for note in said)
+    cards = "\n".join(map(_card, shown, names))
     page = PAGE.format(title=html.escape(printable(title)), lines=lines, cards=cards)
     return page.replace("height: 10rem; object-fit: contain;", "height: auto;").replace(
         "minmax(min(100%, 15rem), 1fr)", "minmax(min(100%, 20rem), 1fr)"
     )
 
 
-def _card(one: Objects) -> str:
+def _card(one: Objects, name: str) -> str:
     picture = base64.b64encode(one.picture).decode()
-    name = html.escape(printable(one.image))
+    name = html.escape(printable(name))
     pairs = list(zip(one.classes, one.scores, strict=True))
     rows = "\n".join(
         f'<li><span style="--share:{100 * score:.1f}%">{html.escape(printable(label))}</span> '

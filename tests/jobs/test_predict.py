@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mobilenext.data import digits
+from mobilenext.deploy.answers import below_common_folder
 from mobilenext.errors import InputError
 from mobilenext.jobs.export import ExportConfig, export
 from mobilenext.jobs.predict import FILES, predict
@@ -94,6 +95,27 @@ def test_the_page_needs_nothing_else_and_has_wrong_ones_first(answered: Path) ->
     assert len(verdicts) == page.count("<img") == 40
     assert verdicts == sorted(verdicts, key=("wrong", "right").index)
     assert "could not be read" in page
+    assert "Wrong answers come first" in page
+
+
+def test_the_page_names_the_common_folder_once(answered: Path, pictures: Path) -> None:
+    page = (answered / "predictions.html").read_text()
+    assert page.count(str(pictures)) == 1
+    assert f"Pictures in {pictures}." in page
+    assert re.search(r"<figcaption>\d/\d+.png</figcaption>", page)
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "notes"),
+    [
+        (["a/b.png"], ["a/b.png"], []),
+        (["b.png", "a/b.png"], ["b.png", "a/b.png"], []),
+        (["/x/a/1.png", "y/2.png"], ["/x/a/1.png", "y/2.png"], []),
+        (["x/a/1.png", "x/2.png"], ["a/1.png", "2.png"], ["Pictures in x."]),
+    ],
+)
+def test_names_below_a_common_folder(images: list[str], names: list[str], notes: list[str]) -> None:
+    assert below_common_folder(images) == (names, notes)
 
 
 def test_names_are_escaped_and_few_are_shown(
@@ -166,7 +188,7 @@ def test_the_command(run, learned: Path, pictures: Path, tmp_path: Path) -> None
     shutil.copytree(learned, tmp_path / "runs" / "digits" / "1")
     one = next(pictures.glob("5/*.png"))
     done = run("scripts/predict.py", "checkpoint=runs/latest", one, f"{pictures}/3")
-    assert f"{one}: 5 " in done.stdout
+    assert f"{one}:  5 " in done.stdout
     assert "warning: left out: " in done.stdout + done.stderr
     assert "broken.png: expected an image file" in done.stdout + done.stderr
     assert all((tmp_path / "predictions" / name).exists() for name in FILES)
