@@ -1,5 +1,6 @@
 """A page about runs: tables, plots, learning curves, speed, configs."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
         InputError: A path has no results, results contradict each other, the plotting library is
             not there, or the page can't be written.
     """
+    # An account's first page makes matplotlib's list of fonts; Hydra would print a line about it.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
     try:
         from mobilenext.tables.page import render_page
     except ModuleNotFoundError as error:

@@ -384,10 +384,12 @@ def latency_bars(results: Sequence[dict[str, Any]]) -> list[Bars]:
             )
             found.append(
                 Bars(
-                    f"Time over the baseline's: {printable(result['device'])}, {printable(engine)}",
+                    f"Time relative to the baseline: {printable(result['device'])}, "
+                    f"{printable(engine)}",
                     bars,
-                    f"From the first to the third quartile of the ratio to "
-                    f"{printable(str(rows[0]['baseline']))}; the line is 1: as fast.",
+                    f"Scale {low:.2f} to {high:.2f}; bars: the ratio to "
+                    f"{printable(str(rows[0]['baseline']))}, from its first to its third quartile; "
+                    "the line is 1, as fast. Not resolved: the bar crosses it.",
                 )
             )
     return found

@@ -226,10 +226,12 @@ def detector_views(
         link: Makes a link to a folder.
     """
     views = []
-    for file, one in files.items():
+    in_table = [one for group in detected([*files.values()]) for one in group.runs]
+    for file, one in sorted(files.items(), key=lambda item: in_table.index(item[1])):
+        run = Detected((one,))
         title = (
-            f"{Detected((one,)).network} on {printable(one['data'])}, seed {one['seed']}: AP (VOC, "
-            f"11 points) {one['ap_voc_11point']:.2f} %"
+            f"{run.network} on {printable(one['data'])}, from {run.start}, seed {one['seed']}: "
+            f"AP (VOC, 11 points) {one['ap_voc_11point']:.2f} %"
         )
         sheet = _read(file.parent / "detections.jpg")
         picture = f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}" if sheet else ""

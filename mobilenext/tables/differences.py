@@ -83,15 +83,20 @@ def run_label(result: Result, results: Iterable[Result], seed: bool = False) -> 
         For instance "MobileNeXt 1.0, identity 1/2, optimizer.lr 0.05, seed 1".
     """
     others = same_network(result, results)
-    label = labels().label(result.model)
     plain = result.of_cells and result.width == 1
-    parts = [label if plain else f"{label} {decimal(result.width)}"]
+    parts = [labels().label(result.model) if plain else with_width(result)]
     if result.identity != 1:
         parts.append(f"identity {fraction(result.identity)}")
     parts += what_differs(result, others)
     if seed and any(other.seed != result.seed for other in others):
         parts.append(f"seed {result.seed}")
     return ", ".join(parts)
+
+
+def with_width(result: Result) -> str:
+    """A network's label and its width: "MobileNeXt 0.5", "MobileNeXt, no shortcuts, width 0.5"."""
+    label, width = labels().label(result.model), decimal(result.width)
+    return f"{label}, width {width}" if "," in label else f"{label} {width}"
 
 
 def what_differs(result: Result, others: Sequence[Result]) -> list[str]:

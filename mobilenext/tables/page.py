@@ -18,7 +18,7 @@ from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
 from mobilenext.tables.deployed import Bars, error_bars, latency_bars
 from mobilenext.tables.detected import DetectorView, detector_views
-from mobilenext.tables.differences import run_label, what_differs
+from mobilenext.tables.differences import differing_arguments, run_label, what_differs, with_width
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import published_rows, published_table, released_curves
@@ -122,6 +122,7 @@ def render_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["svg"] = Markup  # `charts` made it
+    environment.filters["unbroken"] = _unbroken
     template = environment.from_string(text.read_text())
     return template.render(
         title=title,
@@ -135,13 +136,19 @@ def render_page(
     )
 
 
+def _unbroken(header: str) -> str:
+    """A column's header that is not broken before its unit, nor within top-1."""
+    return header.replace(", ", ",\u00a0").replace("top-1", "top\u20111")
+
+
 def _counted(counts: dict[str, int]) -> str:
     """What a page has beside runs, in words: " and 2 searches"."""
-    return "".join(
-        f" and {count} {word}{'' if count == 1 else 'es' if word.endswith('h') else 's'}"
+    words = [
+        f"{count} {word}{'' if count == 1 else 'es' if word.endswith('h') else 's'}"
         for word, count in counts.items()
         if count
-    )
+    ]
+    return "".join(f", {one}" for one in words[:-1]) + "".join(f" and {one}" for one in words[-1:])
 
 
 def _search_section(
@@ -176,8 +183,10 @@ def _search_section(
 def _place(result: Result) -> tuple[Any, ...]:
     """A run's place in the list of runs."""
     protocol = result.protocol
+    cells = differing_arguments(result, ()) if result.of_cells else []
     return (protocol.task, labels().place(result.model), result.model, -result.width,
-            -result.identity, protocol.describe(), result.arguments, result.seed)  # fmt: skip
+            -result.identity, protocol.describe(), cells, result.arguments,
+            result.seed)  # fmt: skip
 
 
 def _run(result: Result, results: Sequence[Result], page: Path) -> dict[str, Any]:
@@ -242,7 +251,9 @@ def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Seri
         model = key[0]
         mine = sorted(lines[key], key=lambda group: group.first.values["madds"])
         others = [lines[other][0].first for other in ordered if other[0] == model]
-        label = ", ".join([labels().label(model), *what_differs(mine[0].first, others)])
+        alone = len(mine) == 1
+        name = with_width(mine[0].first) if alone else labels().label(model)
+        label = ", ".join([name, *what_differs(mine[0].first, others)])
         colour, dashes = _colour(model), 0
         if max(models.values()) > 1:
             colour, dashes = number % SERIES + 1, number // SERIES
@@ -254,7 +265,7 @@ def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Seri
                     colour,
                     dashes=dashes,
                     errors=[g.std for g in mine],
-                    labels=[decimal(g.first.width) for g in mine],
+                    labels=[] if alone else [decimal(g.first.width) for g in mine],
                 )
             )
     return found

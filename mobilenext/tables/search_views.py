@@ -67,7 +67,7 @@ def search_views(
         here = f"{name}-{len(views) + 1}"
         genotype = search.genotype
         title = (
-            f"{space_words(search.space)}, {search.how}, seed {values['seed']}: "
+            f"{space_words(search.space)}, {search.how}, seed {values['seed']}: genotype "
             f"{genotype_words(genotype.to_plain())}"
         )
         picture = cells_svg(genotype)
@@ -147,7 +147,7 @@ def _course(name: str, values: dict[str, Any], genotype: Genotype) -> list[Chart
         lines.append(Series(label, points, edge % SERIES + 1, dashes=edge // SERIES, markers=False))
     weights = chart(
         f"{name}-weights",
-        "Strongest operator of each edge of the normal cell, none apart",
+        "Strongest operator of each edge of the normal cell (not counting none)",
         "epoch",
         "weight (softmax)",
         lines,

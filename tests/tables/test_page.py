@@ -71,7 +71,7 @@ TASK = "imagenette, 96 px, 8 epochs"
 
 def test_paper_points_and_ours_share_a_plot_only_where_they_compare(tmp_path: Path) -> None:
     found = sections(page(tmp_path, fake_result(), small_result(), small_result(width=0.5)))
-    assert "MobileNeXt, ours" in found[PAPER]
+    assert "MobileNeXt 1.0, ours" in found[PAPER]
     assert "MobileNeXt, paper [S]" in found[PAPER]
     assert "released log, identity 1 [S]" in found[PAPER]
     assert "<svg" in found[TASK]
@@ -141,7 +141,30 @@ def test_curves_and_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
             assert f">{name}</a>" in found["Runs: speed, command, config"]
     assert ">MobileNetV2 1.0</text>" in found[TASK]
     # two lines of one network through its widths, not one through both recipes
-    assert f">MobileNeXt, optimizer.lr {lr}</text>" in found[TASK]
+    wider = [small_result(config__optimizer__lr=lr, width=0.5) for lr in (0.1, 0.05)]
+    found = sections(page(tmp_path / "wider", *lrs, *wider))
+    for lr in ("0.05", "0.1"):
+        assert f">MobileNeXt, optimizer.lr {lr}</text>" in found[TASK]
+
+
+def test_a_point_alone_is_named_with_its_width_and_has_no_label(tmp_path: Path) -> None:
+    """Labels that say the same of each network would lie on each other."""
+    alone = [small_result(), small_result(model="mobilenetv2", width=0.5)]
+    found = sections(page(tmp_path / "alone", *alone))
+    assert captions(found[TASK])[0] == "Top-1 at the last epoch over MAdds"
+    charts = found[TASK].partition("Learning curves")[0]
+    assert ">MobileNetV2 0.5</text>" in charts
+    assert not re.search(r"fill: var\(--series[^>]*>0.5</text>", charts)
+    line = sections(page(tmp_path / "line", *alone, small_result(width=0.5)))
+    assert re.search(r"fill: var\(--series[^>]*>0.5</text>", line[TASK])
+
+
+def test_runs_of_cells_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    typed = [f"random:{n}:darts_sandglass" for n in (2, 0, 1)]
+    cells = [fake_cell(random_genotype(n, "darts_sandglass"), name)
+             for n, name in zip((2, 0, 1), typed, strict=True)]  # fmt: skip
+    runs = sections(page(tmp_path, *cells))["Runs: speed, command, config"]
+    assert re.findall(r"genotype (random:\d)\S*</a>", runs) == ["random:0", "random:1", "random:2"]
 
 
 def test_runs_are_linked_to_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,11 +228,11 @@ def test_searches_show_their_cells_and_how_they_went(tmp_path: Path) -> None:
     assert "0 finished runs and 1 search." in text
     part = found[SEARCH]
     (title,) = re.findall(r"<h3>(.*?)</h3>", part)
-    assert re.fullmatch(r"DARTS \+ sandglass, second order, seed 3: [0-9a-f]{6}", title)
+    assert re.fullmatch(r"DARTS \+ sandglass, second order, seed 3: genotype [0-9a-f]{6}", title)
     assert captions(part) == [
         "The normal and the reduction cell that it found",
         "Entropy of the alphas, and skip connections of the normal cell",
-        "Strongest operator of each edge of the normal cell, none apart",
+        "Strongest operator of each edge of the normal cell (not counting none)",
     ]
     assert part.count("<svg ") == 3
     assert '<th scope="row" class="words">entropy over its maximum</th><td>3</td><td>0.70</td>' in (
