@@ -38,7 +38,7 @@ DASHES = ((), (6, 2), (2, 2), (8, 2, 2, 2), (1, 1.5), (10, 3))
 LEGEND_INSIDE = 4, 40
 """Series, and characters of the longest name, up to which the legend lies among the points; a
 larger one lies below the axes."""
-LEGEND_LINE = 66
+LEGEND_LINE = 60
 """Characters in a line of a legend below the axes."""
 LEGEND_POINTS = 10
 """Size of its font, in points."""
@@ -114,7 +114,7 @@ def chart(
         "axes.spines.right": False,
     }
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(visible=True, linewidth=0.6)
         axes.set_axisbelow(True)

@@ -69,6 +69,8 @@ PETS = np.array([[8, 2, 0], [0, 0, 0], [1, 3, 4]]), ["cat", "dog", "<script>'"]
 
 
 FOUND = random_genotype(3, "darts_sandglass")
+LONG = "random:1:darts_inverted_residual:3nodes:3.298M"
+OTHER = random_genotype(4, "darts_sandglass")
 
 
 def results() -> list[dict[str, Any]]:
@@ -78,7 +80,8 @@ def results() -> list[dict[str, Any]]:
         *(small_result(model=model, width=width, seed=seed, top1=40 + 20 * width + seed)
           for model in ("mobilenext", "mobilenetv2") for width in (0.35, 1.0) for seed in (0, 1)),
         small_result(identity=0.5, width=0.35, top1=45.0),
-        fake_cell(FOUND, "/x/genotype.yaml"), fake_search(FOUND, command=evil),
+        fake_cell(FOUND, "/x/genotype.yaml"), fake_cell(OTHER, LONG),
+        fake_search(FOUND, command=evil),
     ]  # fmt: skip
 
 
