@@ -17,6 +17,7 @@ import numpy as np
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable, read_text
+from mobilenext.tables.labels import labels
 from mobilenext.tables.render import Table, to_csv
 from mobilenext.tables.results import EVALUATION, other_results
 
@@ -196,7 +197,7 @@ class Evaluation:
     def title(self) -> str:
         """What was evaluated, and how well it did."""
         values = self.values
-        what = f"{values.get('model')} on {values.get('data')}"
+        what = f"{labels().label(str(values.get('model')))} on {values.get('data')}"
         return f"{what}: top-1 {values.get('top1', 0):.2f} % of {values.get('count', 0):,} images"
 
     @property
@@ -205,7 +206,7 @@ class Evaluation:
         few = len(self.by_class) <= FEW
         rows = self.by_class if few else worst_classes(self.by_class, FEW)
         title = "Accuracy by class" if few else f"The worst of {len(self.by_class):,} classes"
-        columns = ("class", "images", "top-1, %", "most often taken for", "images taken for it")
+        columns = ("class", "images", "top-1, %", "most often taken for", "how often")
         cells = (
             (*_cells(one)[:2], "–" if one.top1 is None else f"{one.top1:.2f}", *_cells(one)[3:])
             for one in rows

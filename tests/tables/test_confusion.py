@@ -96,7 +96,7 @@ def test_evaluations_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert found.counts is not None
     assert (found.counts == COUNTS).all()
     assert found.table.rows[1] == ("dog", "0", "–", "", "")
-    assert found.title == "mobilenext on pets: top-1 66.67 % of 18 images"
+    assert found.title == "MobileNeXt on pets: top-1 66.67 % of 18 images"
     (folder / "classes.csv").unlink()  # as one from before
     assert read_evaluations([folder]) == []
 
