@@ -1,6 +1,7 @@
 """Batches on the device: copy, jitter colours, normalise, erase, mix."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -375,7 +376,7 @@ class Mixing:
 
 
 def box_texts(targets: Tensor, classes: Sequence[str]) -> list[str]:
-    """The classes that are seen in each image of a batch, in words.
+    """The classes that are seen in each image of a batch, in words: "dog, 3 person".
 
     Args:
         targets: `BOX_TARGETS`, (N, 1 + K, 6).
@@ -383,7 +384,8 @@ def box_texts(targets: Tensor, classes: Sequence[str]) -> list[str]:
     """
     texts = []
     for rows in targets[:, 1:, 4].tolist():
-        names = [classes[int(label)] for label in rows if label != PADDING]
+        counts = Counter(classes[int(label)] for label in rows if label != PADDING)
+        names = [name if count == 1 else f"{count} {name}" for name, count in counts.items()]
         texts.append(", ".join(names) or "no object")
     return texts
 

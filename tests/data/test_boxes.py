@@ -28,7 +28,7 @@ from mobilenext.data import (
 )
 from mobilenext.data.boxes import BOX_TARGETS, PADDING
 from mobilenext.data.decoders import DecodeRequest, DeviceDecoder, open_decoder
-from mobilenext.data.drawing import DASH, TRUTH, colour_of, draw_boxes
+from mobilenext.data.drawing import DASH, TRUTH, colour_of, draw_boxes, words_on
 from mobilenext.data.encoded import FILTERS, VIEW
 from mobilenext.data.loader import Batch, Loader
 from mobilenext.data.orders import epoch_order
@@ -630,6 +630,8 @@ def test_targets_in_words() -> None:
     targets = torch.zeros(2, 4, BOX_TARGETS)
     targets[:, 1:, 4] = torch.tensor([[1, 0, PADDING], [PADDING] * 3])
     assert box_texts(targets, ("cat", "dog")) == ["dog, cat", "no object"]
+    targets[:, 1:, 4] = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    assert box_texts(targets, ("cat", "dog")) == ["2 dog, cat", "3 cat"]
 
 
 # ---- draws ----
@@ -1025,6 +1027,26 @@ def test_a_word_is_written_on_the_colour_of_its_class() -> None:
     assert changed[:30].sum() > 100
     assert is_colour(written, colour_of(3))[:29].sum() > 50
     assert (written[:30].astype(int).sum(2) < 20).any()  # black letters
+
+
+def test_words_can_be_read_on_every_colour() -> None:
+    assert {words_on(colour_of(label)) for label in range(90)} == {"black", "white"}
+    assert words_on((255, 255, 255)) == words_on((255, 255, 0)) == "black"
+    assert words_on((0, 0, 0)) == words_on((64, 64, 255)) == "white"
+
+
+def test_no_line_crosses_a_word() -> None:
+    picture = PIL.Image.new("RGB", (120, 60), (9, 9, 9))
+    alone = picture.copy()
+    draw_boxes(alone, np.array([(10, 30, 100, 50)]), [3], ["dog 0.91"])
+    draw_boxes(picture, np.array([(10, 30, 100, 50), (30, 5, 40, 55)]), [3, 3], ["dog 0.91", ""])
+    assert np.array_equal(np.asarray(picture)[18:29, 12:45], np.asarray(alone)[18:29, 12:45])
+
+
+def test_dashes_are_seen_on_white() -> None:
+    picture = PIL.Image.new("RGB", (80, 60), "white")
+    draw_boxes(picture, np.array([(10, 20, 58, 45)]), [3], [""], dashed=True)
+    assert (np.asarray(picture)[18:24, 10:58].max(2) == 0).mean() > 0.1
 
 
 OUT_OF_THE_PICTURE = [
