@@ -101,7 +101,7 @@ class TrainState:
         self.described["init_from"] = {"path": str(path), "sha256": checksum}
         classes = len(self.described["classes"])
         part = "head" if "detector" in self.described["model"] else "classifier"
-        anew = f" ({part} made anew for {classes} classes)" if fitted.classifier_left_out else ""
+        anew = f" (new {part} for {classes} classes)" if fitted.classifier_left_out else ""
         which = f", its entry {given.entry}" if given.entry else ""
         say(f"weights from {path}{which}{anew}", process)
 

@@ -84,7 +84,7 @@ def test_a_classifier_for_other_classes_is_made_anew(
     tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(tmp_path, *NOISE, f"init_from={elsewhere}", "optimizer.lr=0", "seed=3")
-    told = f"weights from {elsewhere}, its entry state_dict (classifier made anew for 10 classes)\n"
+    told = f"weights from {elsewhere}, its entry state_dict (new classifier for 10 classes)\n"
     assert told in capsys.readouterr().out
     after = safetensors.torch.load_file(tmp_path / "model.safetensors")
     given = torch.load(elsewhere, weights_only=True)["state_dict"]
