@@ -193,6 +193,11 @@ def edges_of(nodes: int) -> list[tuple[int, int]]:
     return [(node, source) for node in range(nodes) for source in range(2 + node)]
 
 
+def state_name(source: int) -> str:
+    """A state's name as pictures have it: the two inputs, then nodes from 0 on."""
+    return ("c(k-2)", "c(k-1)")[source] if source < 2 else str(source - 2)
+
+
 def _edges(plain: Any, place: str) -> Edges:
     if not isinstance(plain, Sequence) or isinstance(plain, str):
         raise InputError(f"{place}: expected a list of [operator, source], got {_shown(plain)}")

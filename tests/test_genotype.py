@@ -16,6 +16,7 @@ from mobilenext.genotype import (
     genotype_named,
     random_genotype,
     reductions,
+    state_name,
     strongest,
     substituted,
 )
@@ -113,3 +114,7 @@ def test_a_file_of_aliases_is_one_short_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         genotype_named(str(path))
     assert len(str(error.value)) < 400
+
+
+def test_states_have_the_names_of_pictures() -> None:
+    assert [state_name(source) for source in range(4)] == ["c(k-2)", "c(k-1)", "0", "1"]

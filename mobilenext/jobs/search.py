@@ -1,6 +1,6 @@
 """Search for cells by DARTS, from top to bottom; the same story as `train`, with two optimisers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,7 +30,7 @@ from mobilenext.assembly.search import (
 from mobilenext.config import SearchConfig, to_yaml
 from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts, two_parts
-from mobilenext.genotype import Genotype, edges_of
+from mobilenext.genotype import Genotype, edges_of, state_name
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.models.complexity import Complexity
 from mobilenext.optim import set_learning_rate
@@ -261,14 +261,21 @@ def _hyperparameters(config: SearchConfig, precision: Precision) -> dict[str, fl
     }
 
 
+def _cell_line(name: str, edges: Sequence[tuple[str, int]]) -> str:
+    """A cell in words, node by node, with the names that its picture has."""
+    parts = [f"{operator} of {state_name(source)}" for operator, source in edges]
+    pairs = zip(parts[::2], parts[1::2], strict=True)
+    nodes = (f"{node} = {one} + {other}" for node, (one, other) in enumerate(pairs))
+    return f"{name}:  {',  '.join(nodes)}"
+
+
 def _last_lines(result: dict[str, Any], config: SearchConfig, folder: RunFolder) -> str:
     genotype = folder.path / "genotype.yaml"
     name = config.data.name
     trains = f"  {command('train')} model=darts genotype={genotype} data={name} epochs=1"
     cells = [
-        f"{kind}: "
-        + ", ".join(f"{operator} of {source}" for operator, source in result["genotype"][kind])
-        for kind in ("normal", "reduce")
+        _cell_line(f"{name} cell", result["genotype"][kind])
+        for kind, name in (("normal", "normal"), ("reduce", "reduction"))
     ]
     return "\n".join(
         [

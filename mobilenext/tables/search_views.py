@@ -9,7 +9,7 @@ import yaml
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable
-from mobilenext.genotype import NONE, OPERATORS, Genotype, edges_of
+from mobilenext.genotype import NONE, OPERATORS, Genotype, edges_of, state_name
 from mobilenext.tables.cell_pictures import cells_svg
 from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.detected import pace_of
@@ -85,15 +85,10 @@ def search_views(
 def _operators(genotype: Genotype) -> tuple[tuple[str, ...], ...]:
     """Rows of `OPERATOR_COLUMNS`."""
     return tuple(
-        (kind, str(number // 2), operator, _state(source))
+        (kind, str(number // 2), operator, state_name(source))
         for kind, edges in (("normal", genotype.normal), ("reduction", genotype.reduce))
         for number, (operator, source) in enumerate(edges)
     )
-
-
-def _state(source: int) -> str:
-    """A state's name as pictures have it: the two inputs, then nodes from 0 on."""
-    return ("c(k-2)", "c(k-1)")[source] if source < 2 else str(source - 2)
 
 
 def _pace(values: dict[str, Any]) -> str:
@@ -143,7 +138,7 @@ def _course(name: str, values: dict[str, Any], genotype: Genotype) -> list[Chart
     for edge, (node, source) in enumerate(edges_of(genotype.nodes)):
         operator = epochs[-1].weights[edge][0]
         points = [(one.number, one.weights[edge][1]) for one in epochs]
-        label = f"{_state(source)} to {node}, at the end {operator}"
+        label = f"{state_name(source)} to {node}, at the end {operator}"
         lines.append(Series(label, points, edge % SERIES + 1, dashes=edge // SERIES, markers=False))
     weights = chart(
         f"{name}-weights",

@@ -1,6 +1,7 @@
 """Searches from start to found cells, and that nothing of them is by chance."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,8 @@ def test_what_it_takes_is_said_before_the_start(
     assert "note: a step needs about 0." in said
     assert "steps of" in said
     assert "evaluation not counted" in said
+    assert re.search(r"^normal cell:  0 = \w+ of c\(k-[12]\) \+ \w+ of c\(k-[12]\),  1 = \w+ of",
+                     said, re.MULTILINE), "nodes and states have their picture's names"  # fmt: skip
     monkeypatch.setattr("mobilenext.assembly.search.available_bytes", lambda _device: 1_000_000)
     with pytest.raises(
         InputError, match=r"GB are left: set checkpointing=true, partial_channels=4"
