@@ -122,7 +122,7 @@ def _read_arguments(schema: type) -> None:
     try:
         _check_start()
         _refuse_spelling(sys.argv[1:])
-        sys.argv[1:] = _spelled(positional_as_override(sys.argv[1:], schema), schema)
+        sys.argv[1:] = as_overrides(sys.argv[1:], schema)
     except InputError as error:
         show(error)
         raise SystemExit(1) from None
@@ -212,6 +212,19 @@ def _check_start() -> None:
         refuse_sweep_under_torchrun()
 
 
+def as_overrides(arguments: list[str], schema: type) -> list[str]:
+    """A command's arguments as Hydra reads them.
+
+    Args:
+        arguments: As typed.
+        schema: The job's dataclass.
+
+    Raises:
+        InputError: There are bare arguments, and nothing takes them.
+    """
+    return _spelled(positional_as_override(arguments, schema), schema)
+
+
 TAKE_A_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package",
                 "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun")  # fmt: skip
 """Hydra's flags whose value is the next argument."""
@@ -242,9 +255,10 @@ def positional_as_override(arguments: list[str], schema: type) -> list[str]:
     if item is None:
         raise _stray(arguments, bare[0])
     quoted = ",".join(_quoted(arguments[place]) for place in bare)
-    rest = [text for place, text in enumerate(arguments) if place not in bare]
+    before = arguments[: bare[0]]  # the override goes where the first one stood: flags may follow
+    after = [text for place, text in enumerate(arguments) if place > bare[0] and place not in bare]
     if item.type is str:
-        if any(text.startswith(f"{key}=") for text in rest):
+        if any(text.startswith(f"{key}=") for text in (*before, *after)):
             raise _stray(arguments, bare[0])
         if len(bare) > 1:
             given = [arguments[place] for place in bare]
@@ -253,8 +267,8 @@ def positional_as_override(arguments: list[str], schema: type) -> list[str]:
                 f"with spaces, {shlex.quote(' '.join(given))}, or run them one after the other, "
                 f"-m {key}={shlex.quote(','.join(given))}"
             )
-        return [*rest, f"{key}={quoted}"]
-    return [*rest, f"{key}=[{quoted}]"]
+        return [*before, f"{key}={quoted}", *after]
+    return [*before, f"{key}=[{quoted}]", *after]
 
 
 def _refuse_spelling(arguments: list[str]) -> None:

@@ -586,3 +586,30 @@ def test_evaluation_data_is_the_runs_or_a_groups() -> None:
 def test_numbers(text: object, value: float) -> None:
     assert parse_number(text) == value
     assert OmegaConf.create({"a": text, "b": "${number:${a}}"}).b == value
+
+
+@pytest.mark.parametrize(
+    ("data", "override", "message"),
+    [
+        ("imagenet", "val_share=0.2", "val_share=0.2: expected null with data=imagenet, whose val"),
+        ("imagenette", "val_folder=test", "val_folder=test: expected null with data=imagenette"),
+        (
+            "imagenette",
+            "download=true",
+            "download=True: expected false with data=imagenette",
+        ),
+        ("digits", "reencoded=true", "reencoded=True: expected false with data=digits, which no"),
+    ],
+)
+def test_a_key_that_the_data_does_not_take_is_refused(
+    data: str, override: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"data\.{message}"):
+        composed(f"data={data}", "data.root=/data", f"data.{override}")
+
+
+def test_lists_of_multipliers_resolve() -> None:
+    """`--cfg job --resolve` shows them."""
+    config = composed_untyped("identity=[1,1/2]", job="latency")
+    OmegaConf.resolve(config)
+    assert config.model.network.identity_tensor_multiplier == [1, 0.5]

@@ -188,7 +188,7 @@ def test_an_argument_that_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.M
     assert told("lr=0.1,b", "c", job="tables").runs == ["lr=0.1,b", "c"]
     assert told("lr=0.1,b", job="evaluate").checkpoint == "lr=0.1,b"
     given = positional_as_override(["--config-dir", "x", "d", "output=e"], SCHEMAS["tables"])
-    assert given == ["--config-dir", "x", "output=e", 'runs=["d"]']
+    assert given == ["--config-dir", "x", 'runs=["d"]', "output=e"]
 
 
 def test_one_argument_is_the_checkpoint() -> None:
@@ -385,3 +385,11 @@ def test_a_damaged_image_on_another_rank_is_named(run, tmp_path: Path, photo_fol
     assert done.returncode == 1
     assert "expected an image file, could not decode it" in done.stderr
     assert "error" in done.stderr
+
+
+def test_bare_arguments_become_an_override_where_they_stood() -> None:
+    typed = ["runs/latest", "data.decoder=pillow", "--cfg", "job"]
+    found = positional_as_override(typed, SCHEMAS["evaluate"])
+    assert found == ['checkpoint="runs/latest"', *typed[1:]]
+    found = positional_as_override(["a", "paper=true", "b", "--cfg", "job"], SCHEMAS["tables"])
+    assert found == ['runs=["a","b"]', "paper=true", "--cfg", "job"]

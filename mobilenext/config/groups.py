@@ -33,6 +33,15 @@ class ModelConfig:
     """`_target_` and arguments, all but `num_classes`, which the data gives."""
 
 
+SOURCE_KEYS = {"val_folder": None, "val_share": None, "reencoded": False}
+"""Keys of a data set that only some sources take, with the values that change nothing."""
+SOURCE_REASONS = {
+    "val_folder": "whose validation images have their place (data=imagefolder takes any)",
+    "val_share": "whose validation images are fixed (data=imagefolder takes a share)",
+    "reencoded": "which no pack was made of",
+}
+
+
 @dataclass
 class DataConfig:
     """Group `data`."""
@@ -116,6 +125,7 @@ class DataConfig:
             "null beside data.val_folder: one of them says where validation images come from",
             held_out,
         )
+        self._check_source()
         check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
         check_choice("data.on_bad_box", self.on_bad_box, ("drop", "clip", "error"))
         share = self.max_bad_share
@@ -128,6 +138,19 @@ class DataConfig:
         check(not readahead or workers != 0, "data.readahead", expected, readahead)
         fits = workers is None or 0 <= workers <= MOST_WORKERS
         check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
+
+    def _check_source(self) -> None:
+        """Refuse a key that the source does not take, rather than leave it without effect."""
+        for key, unused in SOURCE_KEYS.items():
+            value = getattr(self, key)
+            known = isinstance(self.source, dict) and "_target_" in self.source
+            check(
+                value == unused or not known or key in self.source,
+                f"data.{key}",
+                f"{'null' if unused is None else 'false'} with data={self.name}, "
+                f"{SOURCE_REASONS[key]}",
+                value,
+            )
 
 
 @dataclass

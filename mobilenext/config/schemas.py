@@ -30,8 +30,14 @@ def register(schema: type) -> None:
     for one in schema.__mro__:
         if dataclasses.is_dataclass(one):
             ConfigStore.instance().store(name=schema_name(one), node=_schema_node(one))
-    OmegaConf.register_new_resolver("number", parse_numbers, replace=True)
+    OmegaConf.register_new_resolver("number", _numbers, replace=True)
     OmegaConf.register_new_resolver("genotype", _genotype, replace=True)
+
+
+def _numbers(value: Any) -> Any:
+    """A number, or OmegaConf's list of numbers, which `--resolve` can print."""
+    numbers = parse_numbers(value)
+    return OmegaConf.create(numbers) if isinstance(numbers, list) else numbers
 
 
 def _genotype(text: Any) -> dict[str, Any]:

@@ -343,14 +343,7 @@ def _candidates(
     networks: Sequence[_Network], config: LatencyConfig, process: Process, folder: Path
 ) -> Iterator[_Candidate]:
     """Each network in each engine, exported where the engine runs files."""
-    for engine in dict.fromkeys(config.engine):
-        if engine in FORMAT_OF:
-            check_packages(FORMATS[FORMAT_OF[engine]], f"engine={engine}")
-            if process.device.type == "cuda":
-                raise InputError(
-                    f"engine={engine} runs on the processor: expected eager or compile with "
-                    "runtime.device=cuda, or runtime.device=cpu for all"
-                )
+    _check_engines(config, process)
     for number, one in enumerate(networks):
         pixels = torch.randint(
             256, (max(2, config.batch), 3, one.image_size, one.image_size), dtype=torch.uint8,
@@ -377,6 +370,23 @@ def _candidates(
                 else:
                     on_device = batch.to(process.device)
                     yield _Candidate(one, engine, label, source, on_device, is_bound)
+
+
+def _check_engines(config: LatencyConfig, process: Process) -> None:
+    """Raise `InputError` where an engine's package is missing, or it cannot use the device."""
+    on_cuda = process.device.type == "cuda"
+    for engine in dict.fromkeys(config.engine):
+        if engine in FORMAT_OF:
+            check_packages(FORMATS[FORMAT_OF[engine]], f"engine={engine}")
+            if on_cuda:
+                raise InputError(
+                    f"engine={engine} runs on the processor: expected eager or compile with "
+                    "runtime.device=cuda, or runtime.device=cpu for all"
+                )
+    if on_cuda and config.files:
+        raise InputError(
+            f"files={printable(config.files[0])} runs on the processor: add runtime.device=cpu"
+        )
 
 
 def _baselines(candidates: Sequence[_Candidate], config: LatencyConfig) -> list[int | None]:

@@ -36,6 +36,7 @@ from mobilenext.deploy.preprocessing import read_preprocessing
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable, read_regular, writable, write_whole
 from mobilenext.runtime.distributed import Process
+from mobilenext.runtime.precision import ieee_float32
 from mobilenext.tables import to_csv
 from mobilenext.tables.predictions import predictions_table
 from mobilenext.training.progress import Progress, say
@@ -240,7 +241,7 @@ def _opened(path: Path, config: PredictConfig, process: Process) -> "_Network | 
     to_device = device_batches(data, process, config.runtime.channels_last)
 
     def logits(pixels: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
+        with torch.no_grad(), ieee_float32():  # as evaluation does
             images, _ = to_device(torch.from_numpy(pixels), torch.zeros(len(pixels)))
             return network(images).float().cpu().numpy()
 
@@ -269,7 +270,7 @@ def _opened_detector(
     to_device = device_batches(data, process, config.runtime.channels_last)
 
     def detections(pixels: np.ndarray) -> list[dict[str, torch.Tensor]]:
-        with torch.no_grad():
+        with torch.no_grad(), ieee_float32():  # as evaluation does
             images, _ = to_device(torch.from_numpy(pixels), torch.zeros(len(pixels)))
             return network.detections(*network(images))  # pyright: ignore[reportCallIssue]
 

@@ -10,7 +10,7 @@ import torch
 
 from mobilenext.deploy import peak_memory
 from mobilenext.errors import InputError
-from mobilenext.jobs.latency import LatencyConfig, latency
+from mobilenext.jobs.latency import LatencyConfig, _check_engines, latency
 from mobilenext.runtime.distributed import Process
 from tests.composed import composed
 
@@ -153,3 +153,14 @@ def test_every_engine(tmp_path: Path) -> None:
     assert [row["ratio"] is None for row in found["rows"]] == [True, False] * 4
     if peak_memory.STATUS.exists():
         assert all(row["peak_bytes"] > 0 for row in found["rows"])
+
+
+GPU = Process(torch.device("cuda"))
+
+
+def test_files_are_not_timed_by_a_gpu_that_does_not_run_them() -> None:
+    config = composed("files=[a.onnx]", job="latency")
+    with pytest.raises(InputError, match=r"files=a\.onnx runs on the processor: add runtime\.dev"):
+        _check_engines(config, GPU)
+    with pytest.raises(InputError, match=r"engine=onnxruntime runs on the processor"):
+        _check_engines(composed("engine=[onnxruntime]", job="latency"), GPU)
