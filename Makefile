@@ -57,8 +57,8 @@ format: $(VENV)/.installed-dev ## format and mend what ruff can mend
 bench: $(VENV)/.installed ## measure our training loop against a plain one
 	$(BIN)/python benchmarks/loop.py
 
-tables: $(VENV)/.installed ## render the tables in README and docs anew from the measured results
-	$(BIN)/python scripts/tables.py 'update=[README.md,docs/tables.md]' > /dev/null
+tables: $(VENV)/.installed-test ## render the docs' tables and the README's picture from the measured results
+	$(BIN)/python scripts/tables.py 'update=[docs/paper.md,docs/results.md,docs/networks.md]' pictures=docs/pictures > /dev/null
 
 clean: ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import re
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from mobilenext.config import register, typed
-from mobilenext.main import CONFIG_DIR
+from mobilenext.main import CONFIG_DIR, as_overrides
 from mobilenext.start import find_job, job_names
 
 Config = TypeVar("Config")
@@ -33,6 +35,44 @@ LEARNS = (*TINY, "strides=[1,1,2,2,2]", "epochs=2", "ema_decay=0.8", "optimizer.
 def composed(*overrides: str, job: str = "train") -> Any:
     """A job's config with these overrides."""
     return typed(composed_untyped(*overrides, job=job))
+
+
+def composed_command(line: str) -> tuple[str, Any]:
+    """Job and config of a command as a document has it; of a sweep, those of its first run.
+
+    What the shell would put in place of $(...) is a genotype; options of launchers are left out.
+
+    Raises:
+        ValueError: It starts no job of ours.
+    """
+    words = shlex.split(re.sub(r"\$\([^)]*\)", "darts_v2", line), comments=True)
+    name, arguments = _job_of(words)
+    schema = SCHEMAS[name]
+    several = {"-m", "--multirun"} & set(arguments)
+    values = [
+        _first_of_sweep(word) if several else word
+        for word in as_overrides(arguments, schema)
+        if not word.startswith(("-", "hydra"))
+    ]
+    return name, composed(*values, job=name)
+
+
+def _job_of(words: list[str]) -> tuple[str, list[str]]:
+    """The job that a command starts, and its arguments."""
+    for place, word in enumerate(words):
+        following = words[place + 1 :]
+        if word.endswith("train.py") or word.startswith("scripts/"):
+            return Path(word).stem, following
+        if word.endswith("mobilenext") and following and following[0] in SCHEMAS:
+            return following[0], following[1:]
+    raise ValueError(f"{words}: starts no job")
+
+
+def _first_of_sweep(text: str) -> str:
+    (parsed,) = OverridesParser.create().parse_overrides([text])
+    if not parsed.is_sweep_override():
+        return text
+    return f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
 
 
 def composed_untyped(*overrides: str, job: str = "train") -> DictConfig:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import search_step
+from benchmarks import operators, search_step
 from mobilenext.genotype import SPACES
 from mobilenext.models.darts.supernet import Supernet
+from mobilenext.tables.experiments import experiments
 from tests.commands import REPO, environment, run_command
 
 
@@ -227,3 +228,22 @@ def test_no_ratio_of_different_networks(monkeypatch: pytest.MonkeyPatch) -> None
     given = search_step.arguments(["--channels", "4", "--cells", "3", "--nodes", "2"])
     with pytest.raises(SystemExit, match="no ratio of different networks"):
         search_step.of_space("darts", torch.device("cpu"), given)
+
+
+def test_operators_are_those_that_costs_are_estimated_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "CLASSIFIERS", ("mobilenext", "mobilenetv2"))
+    monkeypatch.setattr(operators, "CELLS", ())
+    monkeypatch.setattr(operators, "SPACES", ("darts_sandglass",))
+    monkeypatch.setattr(operators, "DETECTORS", ("mobilenext",))
+    first, *others = operators.counts()
+    factors = [
+        (round(launched / first[1], 2), round(activations / first[2], 2))
+        for _, launched, activations in others
+    ]
+    (_, mobilenetv2), (search, _), (detector,) = (
+        next(one.costs for one in experiments() if one.name == name)
+        for name in ("widths", "search", "detection")
+    )
+    assert factors[0][0] == mobilenetv2.operators
+    assert factors[1][0] == search.operators
+    assert factors[2] == (detector.operators, detector.activations)

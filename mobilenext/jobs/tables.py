@@ -1,6 +1,7 @@
 """Tables from result.json files: measured numbers beside the paper's."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mobilenext.models.complexity import measure_complexity
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
     Network,
+    Result,
+    Table,
     arguments_of,
     read_results,
     tables_of,
@@ -21,6 +24,7 @@ from mobilenext.tables import (
     to_latex,
     to_markdown,
 )
+from mobilenext.tables.experiments import experiment_pages, overview
 from mobilenext.tables.results import (
     DETECTION,
     LATENCY,
@@ -39,7 +43,8 @@ class TablesConfig:
 
     runs: list[str] = path_list(positional=True, runs=True)
     """Run folders, folders with run folders, or result.json files; none: the results that came with
-    the source."""
+    the source. The word `paper` among them prints the paper on one page in place of tables: every
+    experiment with its command, cost and state (a folder of that name is ./paper)."""
     paper: bool = False
     """Whether tables in which no run stands (the paper's, and that of costs) are printed as well;
     without `runs` they are in any case."""
@@ -48,6 +53,9 @@ class TablesConfig:
     update: list[str] = path_list()
     """Markdown files whose tables are renewed: what lies between <!-- table: NAME --> and
     <!-- /table -->."""
+    pictures: str | None = path_field(None)
+    """Folder that gets the README's picture of accuracy over multiply-adds, accuracy-light.svg and
+    accuracy-dark.svg; null: none."""
     width: float = 1.0
     """Width of the networks whose cost is counted."""
     identity: Any = 1.0
@@ -59,11 +67,13 @@ class TablesConfig:
 
 
 MARKED = re.compile(r"<!-- table: (\S+) -->.*?<!-- /table -->", re.DOTALL)
+ON_ONE_PAGE = "paper"
+"""In place of a run: the paper on one page."""
 FORMATS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
 
 
 def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
-    """Print tables as Markdown, those of the runs first; write all tables if a folder is given.
+    """Print tables as Markdown, those of the runs first, or the paper on one page; write files.
 
     Args:
         config: The job's config.
@@ -73,20 +83,41 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
         `tables`, the Markdown of all tables by their names.
 
     Raises:
-        InputError: A path has no results, results contradict each other, a network has no label, or
-            a file can't be written.
+        InputError: A path has no results, results contradict each other, a network has no label,
+            the plotting library is not there, or a file can't be written.
     """
-    paths = [Path(path) for path in config.runs]
+    paths = [Path(path) for path in config.runs if path != ON_ONE_PAGE]
     kinds = (QUANTIZED, LATENCY, DETECTION, SEARCH)
     others = [other_results(paths or [MEASURED], kind) for kind in kinds]
     results = read_results(paths or [MEASURED], any(others))
     networks = [counted(model) for model in config.models.values()]
     built = tables_of(results, networks, *([*found.values()] for found in others))
-    everything = config.paper or not paths
+    one_page = overview(built)
+    rendered = {table.name: to_markdown(table) for table in (*built, one_page)}
+    rendered["experiments"] = experiment_pages(built)
+    if len(paths) < len(config.runs):
+        say(f"{rendered[one_page.name]}\n{rendered['experiments']}".rstrip(), process)
+    else:
+        _print(built, config.paper or not paths, process)
+        for line in left_out(others[-1], results):
+            say(f"\n{line}", process)
+    if config.output is not None:
+        output = Path(config.output)
+        with writable(f"output={output}"):
+            for table in (*built, one_page):
+                for suffix, render in FORMATS.items():
+                    write_whole(output / f"{table.name}{suffix}", render(table))
+        say(f"\nwritten to {output}: {', '.join(table.name for table in built)}", process)
+    if config.pictures is not None:
+        _draw(Path(config.pictures), results)
+    for name in config.update:
+        _update(Path(name), rendered)
+    return {"tables": rendered}
+
+
+def _print(built: list[Table], everything: bool, process: Process) -> None:
     shown = [table for table in built if table.measured or everything]
     say("\n\n".join(to_markdown(table) for table in shown).rstrip(), process)
-    for line in left_out(others[-1], results):
-        say(f"\n{line}", process)
     not_shown = [table.name for table in built if table not in shown]
     if not_shown:
         say(
@@ -94,17 +125,16 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
             f"{', '.join(not_shown)}",
             process,
         )
-    if config.output is not None:
-        output = Path(config.output)
-        with writable(f"output={output}"):
-            for table in built:
-                for suffix, render in FORMATS.items():
-                    write_whole(output / f"{table.name}{suffix}", render(table))
-        say(f"\nwritten to {output}: {', '.join(table.name for table in built)}", process)
-    rendered = {table.name: to_markdown(table) for table in built}
-    for name in config.update:
-        _update(Path(name), rendered)
-    return {"tables": rendered}
+
+
+def _draw(folder: Path, results: Sequence[Result]) -> None:
+    try:
+        from mobilenext.tables.pictures import accuracy_pictures
+    except ModuleNotFoundError as error:
+        raise InputError(f"pictures need {error.name}: pip install -e '.[report]'") from error
+    with writable(f"pictures={folder}"):
+        for name, text in accuracy_pictures(results).items():
+            write_whole(folder / name, text)
 
 
 def counted(model: ModelConfig) -> Network:

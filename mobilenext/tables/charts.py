@@ -64,6 +64,8 @@ class Series:
     bar. Empty: no bars at all."""
     labels: Sequence[str] = field(default_factory=tuple)
     """Text beside each point; empty: none."""
+    labels_above: bool = False
+    """Whether these texts are above and to the left of the points, not below and to the right."""
     line: bool = True
     """Whether points are joined."""
     markers: bool = True
@@ -99,7 +101,81 @@ def chart(
     Returns:
         The chart. Equal arguments give equal SVG.
     """
-    settings: dict[Any, Any] = {
+    with mpl.rc_context(_settings(name)):
+        figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        _draw_all(axes, x, y, series)
+        if whole_x:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(series) > 1:
+            _add_legend(figure, axes, [one.name for one in series])
+        svg = _written(figure)
+    rows = tuple(
+        (one.name, *_row(one, number)) for one in series for number in range(len(one.points))
+    )
+    words = f"{y} over {x} for {', '.join(one.name for one in series)}"
+    return Chart(_for_page(svg, name, title, words), title, ("series", x, y), rows)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several plots side by side."""
+
+    title: str
+    """Drawn above it."""
+    x: str
+    """Label of the horizontal axis, with its unit."""
+    y: str
+    """Label of the vertical axis, with its unit."""
+    series: Sequence[Series]
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a picture, as CSS has them."""
+
+    text: str
+    lines: str
+    series: tuple[str, ...]
+    """Those of series, the first one for colour 1."""
+
+
+LIGHT = Palette("#1d2126", "#d5d8dc", ("#0b5cad", "#b23c06", "#2b7430", "#7a3e9d"))
+DARK = Palette("#e6e8eb", "#3b424b", ("#84bdf6", "#f5a673", "#86d28b", "#d0a5f0"))
+"""The page's colours on a light and on a dark background."""
+
+
+def picture(name: str, title: str, words: str, panels: Sequence[Panel], palette: Palette) -> str:
+    """Plots side by side as an SVG file, which needs no page around it and has no background.
+
+    Args:
+        name: Prefix of its ids.
+        title: For screen readers.
+        words: What it shows in words, for screen readers.
+        panels: The plots, from left to right.
+        palette: Its colours.
+
+    Returns:
+        The file's text. Equal arguments give equal text.
+    """
+    with mpl.rc_context(_settings(name)):
+        figure = Figure(figsize=(4.9 * len(panels), 3.9), layout="constrained")
+        for number, panel in enumerate(panels, 1):
+            axes = figure.add_subplot(1, len(panels), number)
+            _draw_all(axes, panel.x, panel.y, panel.series)
+            axes.set_title(panel.title, fontsize=11, loc="left", color=TEXT)
+            _as_written(axes.legend(frameon=False, handlelength=3.2, loc="lower right"))
+        svg = _for_page(_written(figure), name, title, words)
+    for number, colour in enumerate(palette.series, 1):
+        svg = svg.replace(f"var(--series-{number})", colour)
+    svg = svg.replace("currentColor", palette.text).replace("var(--lines)", palette.lines)
+    fonts = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
+    return svg.replace("<svg ", f'<svg font-family="{fonts}" ', 1) + "\n"
+
+
+def _settings(name: str) -> dict[Any, Any]:
+    """Matplotlib's settings for a chart of this name."""
+    return {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
@@ -113,30 +189,26 @@ def chart(
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(5.4, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        axes.grid(visible=True, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.margins(0.09)
-        if whole_x:
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for one in series:
-            _draw(axes, one)
-        if len(series) > 1:
-            _add_legend(figure, axes, [one.name for one in series])
-        buffer = io.StringIO()
-        figure.patch.set_alpha(0)
-        axes.patch.set_alpha(0)
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    rows = tuple(
-        (one.name, *_row(one, number)) for one in series for number in range(len(one.points))
-    )
-    words = f"{y} over {x} for {', '.join(one.name for one in series)}"
-    return Chart(_for_page(buffer.getvalue(), name, title, words), title, ("series", x, y), rows)
+
+
+def _draw_all(axes: Axes, x: str, y: str, series: Sequence[Series]) -> None:
+    axes.grid(visible=True, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.margins(0.09)
+    axes.patch.set_alpha(0)
+    for one in series:
+        _draw(axes, one)
+
+
+def _written(figure: Figure) -> str:
+    """The figure as the text of an SVG file."""
+    buffer = io.StringIO()
+    figure.patch.set_alpha(0)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
@@ -185,7 +257,9 @@ def _draw(axes: Axes, series: Series) -> None:
     if any(bars):
         axes.errorbar(xs, ys, bars, color=colour, fmt="none", capsize=3)
     for (x, y), text in zip(series.points, series.labels, strict=False):
-        axes.annotate(text, (x, y), (7, -11), textcoords="offset points", color=colour, fontsize=10)
+        place, align = ((-5, 6), "right") if series.labels_above else ((7, -11), "left")
+        axes.annotate(text, (x, y), place, textcoords="offset points", color=colour, fontsize=10,
+                      ha=align)  # fmt: skip
 
 
 def _for_page(svg: str, name: str, title: str, words: str) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilenext.files import printable
-from mobilenext.tables.cells import footnotes, published_cell
+from mobilenext.tables.cells import footnotes
 from mobilenext.tables.labels import labels
-from mobilenext.tables.paper import NamedRow, published_table
+from mobilenext.tables.paper_tables import named_table
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import decimal, fraction
 
@@ -201,7 +201,7 @@ def _differences(lost: Sequence[Lost]) -> Iterator[tuple[str, ...]]:
 
 def published_quantization() -> Table:
     """What the paper says of 8 bits."""
-    return _published(
+    return named_table(
         "int8_paper", "8 bits after training: the paper, ImageNet at 224 px", "quantization",
         {"network": "", "float top-1": "float_top1", "8-bit top-1": "int8_top1"}, UNKNOWN_PROTOCOL,
     )  # fmt: skip
@@ -209,27 +209,10 @@ def published_quantization() -> Table:
 
 def published_latency() -> Table:
     """Ranges of latency that were published, of a Pixel 4."""
-    return _published(
+    return named_table(
         "latency_paper", "Latency: the authors' README, Pixel 4", "latency_ranges",
         {"network, engine, device": "", "ms, from": "from", "to": "to"},
     )  # fmt: skip
-
-
-def _published(name: str, title: str, source: str, columns: dict[str, str], *remarks: str) -> Table:
-    """A table of paper.yaml; columns are headers, the first one the row's name, and entries."""
-    tags: set[str] = set()
-    entries = list(columns.values())[1:]
-    rows = tuple(
-        (row.name, *(_cell(row, entry, tags) for entry in entries))
-        for row in published_table(source)
-    )
-    below = footnotes([], tags, *remarks)
-    return Table(name, title, tuple(columns), rows, below, measured=False)
-
-
-def _cell(row: NamedRow, column: str, tags: set[str]) -> str:
-    number = row.numbers.get(column)
-    return "" if number is None else published_cell(number, tags)
 
 
 def latency_tables(results: Sequence[dict[str, Any]]) -> list[Table]:

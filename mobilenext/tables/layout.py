@@ -15,7 +15,12 @@ from mobilenext.tables.detected import detection_tables, published_detection
 from mobilenext.tables.labels import labels
 from mobilenext.tables.own_tables import own_tables, recipe_tables
 from mobilenext.tables.paper import published_rows
-from mobilenext.tables.paper_tables import find_group, paper_table, stands_in
+from mobilenext.tables.paper_tables import (
+    find_group,
+    paper_table,
+    published_networks,
+    stands_in,
+)
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import (
     Group,
@@ -45,8 +50,8 @@ def tables_of(
 
     Args:
         results: Runs to show.
-        networks: With them come comparisons without a run and, at the end, a table of what the
-            networks cost.
+        networks: With them comes, at the end, a table of what they cost, which comparisons have
+            too.
         quantized: Results of `scripts/quantize.py`, which stand behind the runs.
         timed: Results of `scripts/latency.py`, the same.
         detected: Results of `scripts/detect.py`, the same.
@@ -74,6 +79,7 @@ def tables_of(
             own += own_tables(protocol, groups_of(protocol, mine), part)
     own += detection_tables(detected) + search_tables(searches, cells)
     own += quantization_tables(quantized) + latency_tables(timed)
+    published += [published_networks()]
     published += [published_detection(detected), published_search(searches, cells)]
     published += [published_quantization(), published_latency()]
     return own + published + ([complexity_table(networks)] if networks else [])
@@ -101,7 +107,7 @@ def _published_tables(
             for protocol in protocols_of(groups)
             if compared_groups(name, networks, groups_of(protocol, groups))
         ]
-        for protocol in measured or ([None] if networks else []):
+        for protocol in measured or [None]:
             part = compared_groups(name, networks, groups_of(protocol, groups))
             placed |= {id(group) for group in part.values()}
             tables.append(comparison_table(name, protocol, part, networks))

@@ -14,14 +14,22 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from mobilenext.tables.accuracy import colour_of, measured_series, paper_series
 from mobilenext.tables.charts import SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
 from mobilenext.tables.deployed import Bars, error_bars, latency_bars
 from mobilenext.tables.detected import DetectorView, detector_views
-from mobilenext.tables.differences import differing_arguments, run_label, what_differs, with_width
+from mobilenext.tables.differences import differing_arguments, run_label
+from mobilenext.tables.experiments import (
+    cost_words,
+    experiments,
+    overview,
+    standing,
+    tables_in,
+)
 from mobilenext.tables.labels import labels
 from mobilenext.tables.layout import tables_of
-from mobilenext.tables.paper import published_rows, published_table, released_curves
+from mobilenext.tables.paper import released_curves
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import (
     Group,
@@ -39,9 +47,6 @@ from mobilenext.tables.search_views import (
     search_views,
 )
 from mobilenext.tables.searched import left_out, rows_of, searches_of, trained_cells
-
-FAMILIES = {"mobilenext": 1, "mobilenetv2": 2}
-"""Colours of the two families; others share the rest."""
 
 TITLES = {"detection": "Detection", "search": "Search for cells", "8 bits": "8 bits after training",
           "latency": "Latency"}  # fmt: skip
@@ -117,17 +122,29 @@ def render_page(
             section = _search_section(section, results, searches, folder or Path())
         own.append(section)
     with_paper = [group for group in groups if group.of_the_paper]
-    published = [table for table in tables if table.task is None]
+    published = [
+        {
+            "title": one.title,
+            "question": one.question,
+            "commands": "\n".join(one.commands),
+            "cost": cost_words(one),
+            "tables": tables_in(one, tables),
+            "state": standing(one, tables).state,
+        }
+        for one in experiments()
+    ]
     text = resources.files(__package__ or "mobilenext.tables").joinpath("report.html.jinja")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
     environment.filters["svg"] = Markup  # `charts` made it
     environment.filters["unbroken"] = _unbroken
+    environment.filters["unbroken_header"] = _unbroken_header
     template = environment.from_string(text.read_text())
     return template.render(
         title=title,
         sections=[one for one in own if one.tables or one.charts or one.detectors or one.remarks],
-        paper=Section("paper", "Beside the paper", published, _paper_charts(with_paper)),
+        paper=Section("paper", "Beside the paper", [overview(tables)], _paper_charts(with_paper)),
+        experiments=published,
         compared=bool(with_paper),
         others=_counted({"detector": len(detectors), "search": len(searches)}),
         operator_columns=OPERATOR_COLUMNS,
@@ -136,7 +153,14 @@ def render_page(
     )
 
 
-def _unbroken(header: str) -> str:
+def _unbroken(cell: Any) -> Any:
+    """A cell in which no line breaks between a number and its spread or tag."""
+    for sign in (" ± ", " [") if isinstance(cell, str) else ():
+        cell = cell.replace(sign, sign.replace(" ", "\u00a0"))
+    return cell
+
+
+def _unbroken_header(header: str) -> str:
     """A column's header that is not broken before its unit, nor within top-1."""
     return header.replace(", ", ",\u00a0").replace("top-1", "top\u20111")
 
@@ -222,10 +246,6 @@ def _href(run: Path, page: Path) -> str:
     return f"{quote(Path(relative).as_posix())}/"
 
 
-def _colour(model: str) -> int:
-    return FAMILIES.get(model, 3)
-
-
 def _cost_charts(name: str, what: str, series: dict[str, list[Series]]) -> list[Chart]:
     """Accuracy against both costs; series by cost. None where all points are of one cost."""
     units = {"madds": "MAdds, millions", "params": "parameters, millions"}
@@ -237,59 +257,11 @@ def _cost_charts(name: str, what: str, series: dict[str, list[Series]]) -> list[
     return charts
 
 
-def _measured_series(groups: list[Group], ours: str = "") -> dict[str, list[Series]]:
-    """A line for each network and recipe through its widths, cheapest first."""
-    found: dict[str, list[Series]] = {"madds": [], "params": []}
-    lines: dict[tuple[str, str, str], list[Group]] = {}
-    for group in groups:
-        if group.first.identity == 1:
-            key = (group.first.model, group.first.protocol.text, group.first.arguments)
-            lines.setdefault(key, []).append(group)
-    models = Counter(model for model, *_ in lines)
-    ordered = sorted(lines, key=lambda key: (_colour(key[0]), key))
-    for number, key in enumerate(ordered):
-        model = key[0]
-        mine = sorted(lines[key], key=lambda group: group.first.values["madds"])
-        others = [lines[other][0].first for other in ordered if other[0] == model]
-        alone = len(mine) == 1
-        name = with_width(mine[0].first) if alone else labels().label(model)
-        label = ", ".join([name, *what_differs(mine[0].first, others)])
-        colour, dashes = _colour(model), 0
-        if max(models.values()) > 1:
-            colour, dashes = number % SERIES + 1, number // SERIES
-        for cost, entry in (("madds", "madds"), ("params", "num_params")):
-            found[cost].append(
-                Series(
-                    label + ours,
-                    [(round(g.first.values[entry] / 1e6, 3), g.mean) for g in mine],
-                    colour,
-                    dashes=dashes,
-                    errors=[g.std for g in mine],
-                    labels=[] if alone else [decimal(g.first.width) for g in mine],
-                )
-            )
-    return found
-
-
 def _paper_charts(groups: list[Group]) -> list[Chart]:
     """The paper's accuracies over costs counted alike, and ours where they compare."""
-    counts = {row.name: row.numbers for row in published_table("counts")}
-    series = _measured_series(groups, ", ours")
-    for model, colour in FAMILIES.items():
-        rows = [row for row in published_rows("width_table") if row.model == model][::-1]
-        tags = sorted({row.numbers["top1"].tag for row in rows})
-        for cost in ("madds", "params"):
-            series[cost].append(
-                Series(
-                    f"{labels().label(model)}, paper [{', '.join(tags)}]",
-                    [(counts[f"{model} {row.width}"][cost].value, row.numbers["top1"].value)
-                     for row in rows],
-                    colour,
-                    dashes=2,
-                    hollow=True,
-                    labels=[decimal(row.width) for row in rows],
-                )
-            )  # fmt: skip
+    series = measured_series(groups, ", ours")
+    for cost, paper in paper_series().items():
+        series[cost] += paper
     released = [
         Series(
             f"released log, identity {fraction(log.identity)} [{log.tag}]",
@@ -305,7 +277,7 @@ def _paper_charts(groups: list[Group]) -> list[Chart]:
 
 
 def _own_charts(name: str, groups: list[Group]) -> list[Chart]:
-    charts = _cost_charts(name, "Top-1 at the last epoch", _measured_series(groups))
+    charts = _cost_charts(name, "Top-1 at the last epoch", measured_series(groups))
     return charts + _curve_charts(name, groups, [])
 
 
@@ -328,7 +300,7 @@ def _curves(name: str, what: str, groups: list[Group], released: list[Series]) -
     series: dict[str, list[Series]] = {"top1": [], "loss": []}
     networks = Counter((group.first.model, group.first.width) for group in groups)
     by_family = max(networks.values(), default=0) == 1
-    ordered = sorted(groups, key=lambda g: (_colour(g.first.model), -g.first.width,
+    ordered = sorted(groups, key=lambda g: (colour_of(g.first.model), -g.first.width,
                                             -g.first.identity))  # fmt: skip
     firsts = [group.first for group in groups]
     seen: Counter[str] = Counter()
@@ -336,7 +308,7 @@ def _curves(name: str, what: str, groups: list[Group], released: list[Series]) -
         model = group.first.model
         colour, dashes = number % SERIES + 1, number // SERIES
         if by_family:
-            colour, dashes = _colour(model), seen[model]
+            colour, dashes = colour_of(model), seen[model]
         seen[model] += 1
         label = run_label(group.first, firsts)
         for key, kind in (("top1", _top1), ("loss", _training_loss)):

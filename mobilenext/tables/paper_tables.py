@@ -13,7 +13,7 @@ from mobilenext.tables.cells import (
     published_cell,
 )
 from mobilenext.tables.labels import labels
-from mobilenext.tables.paper import PublishedRow, published_table
+from mobilenext.tables.paper import NamedRow, PublishedRow, published_table
 from mobilenext.tables.render import Table
 from mobilenext.tables.results import Group, Protocol, decimal, fraction
 
@@ -88,3 +88,42 @@ def _cost(row: PublishedRow, group: Group | None, tags: set[str]) -> tuple[str, 
             tags.add(params.tag)
             return f"{params.value:.3f} [{params.tag}]", f"{madds.value:.1f} [{madds.tag}]"
     return "", ""
+
+
+def named_table(
+    name: str, title: str, source: str, columns: dict[str, str], *remarks: str
+) -> Table:
+    """A published table as it is, without numbers of ours.
+
+    Args:
+        name: The table's.
+        title: The table's.
+        source: One of `paper.TABLES`.
+        columns: Headers, each with its entry in paper.yaml; the first one is the row's name.
+        *remarks: Footnotes on the whole table.
+    """
+    tags: set[str] = set()
+    notes: list[str] = []
+    entries = list(columns.values())[1:]
+    rows = tuple(
+        (f"{row.name}{marks(row.notes, notes)}", *(_entry(row, entry, tags) for entry in entries))
+        for row in published_table(source)
+    )
+    return Table(
+        name, title, tuple(columns), rows, footnotes(notes, tags, *remarks), measured=False
+    )
+
+
+def _entry(row: NamedRow, entry: str, tags: set[str]) -> str:
+    number = row.numbers.get(entry)
+    return "" if number is None else published_cell(number, tags, entry)
+
+
+def published_networks() -> Table:
+    """The paper's comparison of mobile networks."""
+    return named_table(
+        "state_of_the_art",
+        "Mobile networks in the paper, ImageNet at 224 px",
+        "state_of_the_art",
+        {"network": "", "params, M": "params", "MAdds, M": "madds", "top-1, %": "top1"},
+    )

@@ -24,6 +24,7 @@ from mobilenext.tables import (
     tables_of,
     to_markdown,
 )
+from mobilenext.tables.experiments import experiment_pages, experiments, overview, tables_in
 from mobilenext.tables.labels import authors_dropout, labels
 from mobilenext.tables.results import (
     DETECTION,
@@ -62,6 +63,7 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     of_shown = sum(named[name] - 1 for name in shown)
     assert done.stdout.count("not measured") == 9 + 3 + of_shown
     left_out = [name for name in named if name not in shown] + [
+        "state_of_the_art",
         "detection_paper",
         "search_paper",
         "int8_paper",
@@ -70,7 +72,8 @@ def test_tables_of_runs(run, tmp_path: Path) -> None:
     assert f"(paper=true prints them too): {', '.join([*left_out, 'complexity'])}\n" in done.stdout
     names = {re.sub("_[0-9a-f]{6}$", "", path.stem) for path in (tmp_path / "out").iterdir()}
     assert names == {"width_table", "identity_table", "networks", "complexity", "detection_paper",
-                     "search_paper", "int8_paper", "latency_paper", *named}  # fmt: skip
+                     "search_paper", "int8_paper", "latency_paper", "state_of_the_art", "paper",
+                     *named}  # fmt: skip
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".md", ".csv", ".tex"}
 
 
@@ -106,7 +109,8 @@ def test_the_papers_tables_are_printed_where_a_run_stands_or_if_asked_for(
     assert here("runs=[runs]", "paper=true")["tables"] == all_tables
     text = capsys.readouterr().out
     assert "Not printed" not in text
-    assert all(markdown.rstrip() in text for markdown in all_tables.values())
+    elsewhere = {"paper", "experiments"}  # `tables.py paper` prints them
+    assert all(all_tables[name].rstrip() in text for name in all_tables.keys() - elsewhere)
     assert text.startswith("**Networks: imagenette")
 
 
@@ -129,6 +133,26 @@ def test_searches_and_their_cells(
     assert "**Networks" not in text
 
 
+def test_the_paper_on_one_page(
+    here: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results(tmp_path, small_result(), small_result(model="mobilenetv2", top1=60.0))
+    here("runs=[paper,runs]")
+    text = capsys.readouterr().out
+    assert text.startswith("**The paper on one page**\n\n| experiment")
+    assert "60.00 / 74.00" in text
+    assert "\n## Width multipliers\n" in text
+    assert "**Networks: imagenette" not in text
+    here("runs=[paper]")
+    assert "69.85 ± 1.60 / 72.56 ± 1.59" in capsys.readouterr().out
+
+
+def test_pictures_are_drawn(here: Callable[..., Any], tmp_path: Path) -> None:
+    here("pictures=pictures")
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"accuracy-light.svg", "accuracy-dark.svg"}
+
+
 def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: width_table -->\nold\n<!-- /table -->\nafter\n")
@@ -142,18 +166,26 @@ def test_tables_in_a_file_are_renewed(here: Callable[..., Any], tmp_path: Path) 
         here("update=[page.md]")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tables.md"])
-def test_rendered_tables_are_fresh(name: str) -> None:
-    """`make tables` renews them."""
-    text = (REPO / name).read_text()
+RENDERED = ("docs/paper.md", "docs/results.md", "docs/networks.md")
+"""Pages whose tables `make tables` renews."""
+
+
+def test_rendered_tables_are_fresh() -> None:
     kinds = (QUANTIZED, LATENCY, DETECTION, SEARCH)
     others = [[*other_results([MEASURED], kind).values()] for kind in kinds]
     all_tables = tables_of(measured_results(), networks(), *others)
-    tables = {table.name: to_markdown(table) for table in all_tables}
-    assert MARKED.search(text)
-    assert renew(text, tables) == text
-    if name != "README.md":
-        assert set(MARKED.findall(text)) == set(tables)
+    tables = {table.name: to_markdown(table) for table in (*all_tables, overview(all_tables))}
+    tables["experiments"] = experiment_pages(all_tables)
+    shown = []
+    for name in RENDERED:
+        text = (REPO / name).read_text()
+        assert MARKED.search(text), name
+        assert renew(text, tables) == text, f"{name}: make tables renews it"
+        shown += MARKED.findall(text)
+    papers = {table.name for one in experiments() for table in tables_in(one, all_tables)}
+    assert sorted([*shown, *papers]) == sorted(tables)
+    command = (REPO / "Makefile").read_text()
+    assert f"'update=[{','.join(RENDERED)}]' pictures=docs/pictures" in command
 
 
 def pooled(protocol: str) -> tuple[list[Group], float, int]:
@@ -170,8 +202,8 @@ def chance(deviation: float, degrees: int, seeds: int, comparisons: int = 1) -> 
     return float(quantile) * deviation * (2 / seeds) ** 0.5
 
 
-def test_what_the_readme_says_of_chance() -> None:
-    text = (REPO / "README.md").read_text()
+def test_what_the_results_say_of_chance() -> None:
+    text = (REPO / "docs" / "results.md").read_text()
     rows, deviation, degrees = pooled("174ead")
     assert (len(rows), degrees) == (18, 18)
     assert f"a standard deviation of {deviation:.1f} points (pooled over the 18 rows" in text
