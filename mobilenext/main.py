@@ -222,12 +222,31 @@ def as_overrides(arguments: list[str], schema: type) -> list[str]:
     Raises:
         InputError: There are bare arguments, and nothing takes them.
     """
-    return _spelled(positional_as_override(arguments, schema), schema)
+    return flags_last(_spelled(positional_as_override(arguments, schema), schema))
 
 
 TAKE_A_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--package",
                 "-p", "--cfg", "-c", "--info", "-i", "--experimental-rerun")  # fmt: skip
 """Hydra's flags whose value is the next argument."""
+MAY_TAKE_A_VALUE = ("--info", "-i")
+"""Those of them that need none."""
+SHOWN = ("job", "hydra", "all")
+"""What --cfg shows."""
+
+
+def _is_value(arguments: list[str], place: int) -> bool:
+    """Whether an argument is the value of the flag in front of it."""
+    flag = arguments[place - 1] if place else ""
+    return flag in TAKE_A_VALUE and not (flag in MAY_TAKE_A_VALUE and "=" in arguments[place])
+
+
+def flags_last(arguments: list[str]) -> list[str]:
+    """Overrides, then flags with their values; in between, flags would end Hydra's overrides."""
+    overrides, flags = [], []
+    for place, text in enumerate(arguments):
+        is_flag = text.startswith("-") or _is_value(arguments, place)
+        (flags if is_flag else overrides).append(text)
+    return [*overrides, *(text for text in flags if text != "--")]
 
 
 def positional_as_override(arguments: list[str], schema: type) -> list[str]:
@@ -246,9 +265,8 @@ def positional_as_override(arguments: list[str], schema: type) -> list[str]:
     key = None if item is None else item.name
     bare = []
     for place, text in enumerate(arguments):
-        value = place > 0 and arguments[place - 1] in TAKE_A_VALUE
         path = "=" not in text or (key is not None and os.path.exists(text))
-        if path and not value and text[:1] not in ("-", "+", "~"):
+        if path and not _is_value(arguments, place) and text[:1] not in ("-", "+", "~"):
             bare.append(place)
     if not bare:
         return arguments
@@ -282,6 +300,7 @@ def _refuse_spelling(arguments: list[str]) -> None:
             value = value or next((v for v in following if not v.startswith("-")), "VALUE")
             written = f"{key.replace('-', '_')}={shlex.quote(value)}"
             raise InputError(f"argument {text!r}: expected key=value, for instance {written}")
+        _check_flag(arguments, place)
         if text == "=" and 0 < place < len(arguments) - 1:
             written = f"{arguments[place - 1]}={arguments[place + 1]}"
             raise InputError(f"argument '=': expected no spaces around it: {written}")
@@ -296,6 +315,23 @@ def _refuse_spelling(arguments: list[str]) -> None:
 HYDRAS_FLAGS = ("help", "hydra-help", "version", "cfg", "resolve", "package", "run", "multirun",
                 "shell-completion", "config-path", "config-name", "config-dir",
                 "experimental-rerun", "info")  # fmt: skip
+SHORT_FLAGS = ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
+
+
+def _check_flag(arguments: list[str], place: int) -> None:
+    """Raise `InputError` about a flag that Hydra does not have, or that lacks its value."""
+    text = arguments[place]
+    flag, _, value = text.partition("=")
+    if text[:1] != "-" or (text[:2] == "--" and flag not in TAKE_A_VALUE) or text == "-":
+        return
+    if flag not in (*SHORT_FLAGS, *TAKE_A_VALUE):
+        raise InputError(f"argument {text!r}: expected key=value; --help lists the keys")
+    if flag in TAKE_A_VALUE and flag not in MAY_TAKE_A_VALUE:
+        value = value or next(iter(arguments[place + 1 :]), "")
+        if flag in ("--cfg", "-c") and value not in SHOWN:
+            raise InputError(f"{flag}: expected one of {', '.join(SHOWN)} behind it: {flag} job")
+        if not value or value.startswith("-"):
+            raise InputError(f"{flag}: expected its value behind it: {flag}=VALUE")
 
 
 def _stray(arguments: list[str], place: int) -> InputError:

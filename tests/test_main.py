@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from mobilenext.config import TrainConfig, is_text
 from mobilenext.config.help import command_help
 from mobilenext.errors import InputError
-from mobilenext.main import CONFIG_DIR, _spelled, positional_as_override
+from mobilenext.main import CONFIG_DIR, _spelled, flags_last, positional_as_override
 from tests.commands import REPO, command, environment
 from tests.composed import MADE_UP, SCHEMAS, TINY, composed
 from tests.conftest import in_terminal
@@ -52,6 +52,11 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["width=0"], ["error: width=0.0: expected a width multiplier in (0, 10]"]),
         (["width=35"], ["error: width=35.0: expected a width multiplier in (0, 10]"]),
         (["--help", "lr=3"], ["did you mean optimizer.lr?"]),
+        (["-e", "3"], ["error: argument '-e': expected key=value; --help lists the keys"]),
+        (["-lr=0.1"], ["error: argument '-lr=0.1': expected key=value"]),
+        (["--cfg", "epochs=3"], ["error: --cfg: expected one of job, hydra, all behind it"]),
+        (["epochs=3", "--config-dir"], ["error: --config-dir: expected its value behind it"]),
+        (["width=1", "-m", "epochs=1", "--cfg", "job"], ["--cfg job shows the config of one run"]),
         (
             ["data=imagefolder", "data.root=nowhere"],
             ["error: data.root=nowhere: expected a folder"],
@@ -73,6 +78,31 @@ def test_one_clear_error_and_nothing_written(
         assert advice not in done.stderr, "Hydra's own, which is wrong here"
     assert len(done.stderr.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["width=0.5", "--cfg", "job", "epochs=3"],
+        ["width=0.5", "--cfg=job", "--resolve", "epochs=3"],
+        ["--cfg", "job", "--resolve", "width=0.5", "epochs=3"],
+        ["width=0.5", "--config-dir", ".", "epochs=3", "-c", "job"],
+        ["--", "width=0.5", "epochs=3", "--cfg", "job"],
+    ],
+)
+def test_flags_may_stand_anywhere(run, arguments: list[str]) -> None:
+    said = OmegaConf.create(run("train.py", *arguments).stdout)
+    assert (said.width, said.epochs) == (0.5, 3)
+
+
+def test_flags_go_behind_overrides_with_their_values() -> None:
+    for typed, read in (
+        ("a=1 -m b=2,3", "a=1 b=2,3 -m"),
+        ("a=1 --multirun b=2,3 -cd x=y c=4", "a=1 b=2,3 c=4 --multirun -cd x=y"),
+        ("a=1 --info b=2 --info all", "a=1 b=2 --info --info all"),
+        ("~a --cfg job +b=1 -p model ++c=-1", "~a +b=1 ++c=-1 --cfg job -p model"),
+    ):
+        assert flags_last(typed.split()) == read.split()
 
 
 def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:

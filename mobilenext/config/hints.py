@@ -33,12 +33,14 @@ SYNONYMS = {
 
 NO_NAME = "Config group override must be"
 """What Hydra's ValueError says of data=null or model=3; it has no type for it."""
+SEVERAL_FLAGS = "Only one of --run"
+"""What it says of -m --cfg job."""
 
 
 def is_about_the_command(error: Exception) -> bool:
     """Whether an error that Hydra raised is about the arguments, and `explained` can say so."""
     kinds = (HydraException, OmegaConfBaseException)
-    return isinstance(error, kinds) or str(error).startswith(NO_NAME)
+    return isinstance(error, kinds) or str(error).startswith((NO_NAME, SEVERAL_FLAGS))
 
 
 def explained(error: Exception, overrides: Sequence[str]) -> str:
@@ -80,6 +82,11 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
     if first.startswith(NO_NAME):
         given = " ".join(text for text in overrides if re.fullmatch("[a-z/]+=(null|[0-9.]+)", text))
         return f"{given}: expected the name of a choice; --help lists them"
+    if first.startswith(SEVERAL_FLAGS):
+        return (
+            "expected one of the flags -m, --cfg and --info, got several; --cfg job shows the "
+            "config of one run, without -m"
+        )
     return "\n".join(line for line in str(error).splitlines() if "/hydra.cc/" not in line)
 
 
