@@ -1,4 +1,4 @@
-"""How this program was started: what Python is given to start it again, and how commands are named.
+"""How this program was started, and how commands and values are typed.
 
 `python train.py` and `python scripts/evaluate.py` in a checkout, `mobilenext train` or
 `python -m mobilenext train` anywhere; and whether somebody looks on. A leaf that every room may
@@ -10,8 +10,9 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 _job: str | None = None
 
@@ -121,6 +122,17 @@ def _typed(name: str, path: Path) -> str:
         return name
     relative = os.path.relpath(path)
     return shlex.quote(str(path) if relative.startswith("..") else relative)
+
+
+def as_typed(value: Any) -> str:
+    """A value as it is typed in a command: null, true, [1,2], {a:1}."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{as_typed(one)}' for key, one in value.items())}}}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{','.join(map(as_typed, value))}]"
+    return str(value)
 
 
 def command_line() -> str:

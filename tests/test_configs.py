@@ -32,6 +32,7 @@ from mobilenext.errors import InputError
 from mobilenext.jobs.evaluate import EvaluateConfig
 from mobilenext.main import CONFIG_DIR
 from mobilenext.optim import weight_decay_groups
+from mobilenext.program import as_typed
 from mobilenext.tables import published_rows
 from tests.composed import composed, composed_untyped
 from tests.optim.test_schedules import OFFICIAL
@@ -474,7 +475,7 @@ def test_nested_and_partial_targets() -> None:
     [
         ("optimizer.momentum=0", "did not take .*momentum.*Nesterov"),
         ("optimizer.weight_decay=-1", "did not take .*weight_decay"),
-        ("optimizer.nesterov=maybe", "nesterov='maybe': expected true or false"),
+        ("optimizer.nesterov=maybe", "nesterov=maybe: expected true or false"),
         ("model.network.dropout=2", r"dropout: expected a number in \[0, 1\), got 2"),
     ],
 )
@@ -493,6 +494,13 @@ def test_unknown_arguments_are_named() -> None:
         InputError, match=r"has no argument dropuot; it takes width_mult, .*dropout"
     ):
         build({"_target_": "mobilenext.models.MobileNeXt", "dropuot": 0.1})
+
+
+def test_values_are_shown_as_they_are_typed() -> None:
+    shown = as_typed([None, True, 1, 0.5, "a", (2, False), {"b": None}])
+    assert shown == "[null,true,1,0.5,a,[2,false],{b:null}]"
+    with pytest.raises(InputError, match=r"augment\.crop_scale=\[0\.5,2\.0\]: expected"):
+        composed("augment.crop_scale=[0.5,2]")
 
 
 def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
@@ -539,7 +547,7 @@ def test_layer_decay_is_a_share(value: str) -> None:
 
 
 def test_random_weights_are_not_frozen() -> None:
-    with pytest.raises(InputError, match=r"freeze_backbone=True.*init_from=FILE"):
+    with pytest.raises(InputError, match=r"freeze_backbone=true: .*init_from=FILE"):
         composed("freeze_backbone=true")
 
 
@@ -596,9 +604,9 @@ def test_numbers(text: object, value: float) -> None:
         (
             "imagenette",
             "download=true",
-            "download=True: expected false with data=imagenette",
+            "download=true: expected false with data=imagenette",
         ),
-        ("digits", "reencoded=true", "reencoded=True: expected false with data=digits, which no"),
+        ("digits", "reencoded=true", "reencoded=true: expected false with data=digits, which no"),
     ],
 )
 def test_a_key_that_the_data_does_not_take_is_refused(

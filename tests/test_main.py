@@ -57,6 +57,8 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["--cfg", "epochs=3"], ["error: --cfg: expected one of job, hydra, all behind it"]),
         (["epochs=3", "--config-dir"], ["error: --config-dir: expected its value behind it"]),
         (["width=1", "-m", "epochs=1", "--cfg", "job"], ["--cfg job shows the config of one run"]),
+        (["freeze_backbone=true"], ["error: freeze_backbone=true: expected false, or"]),
+        (["optimizer.lr=null"], ["error: optimizer.lr=null: expected a number"]),
         (
             ["data=imagefolder", "data.root=nowhere"],
             ["error: data.root=nowhere: expected a folder"],

@@ -27,6 +27,7 @@ from mobilenext.errors import InputError, first_line
 from mobilenext.files import printable
 from mobilenext.metrics.classification import check_logits
 from mobilenext.models.complexity import Complexity, measure_complexity
+from mobilenext.program import as_typed
 from mobilenext.runtime.distributed import Process
 from mobilenext.seeding import generator
 from mobilenext.training.progress import say
@@ -227,7 +228,11 @@ def note_differences(
     for key in EVALUATION_FIELDS:
         here, there = getattr(data, key), getattr(trained_on, key)
         if here != there:
-            say(f"note: data.{key}={here}, while the run of {path} evaluated with {there}", process)
+            say(
+                f"note: data.{key}={as_typed(here)}, while the run of {path} evaluated with "
+                f"{as_typed(there)}",
+                process,
+            )
 
 
 def pictures_of(data: DataConfig, count: int) -> tuple[np.ndarray, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from mobilenext.errors import InputError
+from mobilenext.program import as_typed
 
 
 def machine_only(default: Any, path: bool = False) -> Any:
@@ -100,7 +101,7 @@ def check(holds: bool, key: str, expected: str, value: Any) -> None:
         value: What it is.
     """
     if not holds:
-        raise InputError(f"{key}={value}: expected {expected}")
+        raise InputError(f"{key}={as_typed(value)}: expected {expected}")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

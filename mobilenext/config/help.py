@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
+
+from mobilenext.program import as_typed
 
 FLAGS = (
     "Flags: -m runs all combinations of values that commas separate; --cfg job --resolve prints "
@@ -82,7 +84,7 @@ def _keys(schema: Any, config: DictConfig, place: str = "") -> Iterator[tuple[st
             yield key, "", meaning
             yield from _leaves(value, f"{key}.")
         else:
-            yield key, "(has to be given)" if missing else _typed(value), meaning
+            yield key, "(has to be given)" if missing else as_typed(value), meaning
 
 
 def _leaves(config: DictConfig, place: str) -> Iterator[tuple[str, str, str]]:
@@ -93,16 +95,7 @@ def _leaves(config: DictConfig, place: str) -> Iterator[tuple[str, str, str]]:
         elif isinstance(value := config[name], DictConfig):
             yield from _leaves(value, f"{key}.")
         else:
-            yield key, _typed(value), ""
-
-
-def _typed(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if isinstance(value, ListConfig):
-        return f"[{','.join(map(_typed, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+            yield key, as_typed(value), ""
 
 
 def field_meanings(schema: type) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from mobilenext.errors import InputError, UserError
 from mobilenext.plain import check_plain
+from mobilenext.program import as_typed
 
 MODULE, OPTIMIZER = "torch.nn.Module", "torch.optim.Optimizer"
 
@@ -233,7 +234,7 @@ def _build(node: dict[str, Any], table: Table, arguments: dict[str, Any]) -> Any
         raise
     except failures as error:
         raise InputError(
-            f"{name} did not take {values}: {error or type(error).__name__}"
+            f"{name} did not take {as_typed(values)}: {error or type(error).__name__}"
         ) from error
 
 
@@ -275,7 +276,7 @@ def _check_arguments(name: str, target: Callable[..., Any], given: dict[str, Any
         if isinstance(parameters[key].default if key in parameters else None, bool) and (
             not isinstance(value, bool)
         ):
-            raise InputError(f"{name}: {key}={value!r}: expected true or false")
+            raise InputError(f"{name}: {key}={as_typed(value)}: expected true or false")
 
 
 # ---- nodes out of files ----

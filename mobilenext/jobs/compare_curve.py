@@ -13,6 +13,7 @@ import yaml
 from mobilenext.config.fields import MISSING, check, path_field, path_list
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
+from mobilenext.program import as_typed
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import (
     ReleasedCurve,
@@ -135,10 +136,10 @@ def _mismatch(settings: dict[str, Any], processes: int | None, log: ReleasedCurv
     for place, value in released_recipe().items():
         ours = _value(settings, place)
         if ours != value:
-            found.append(f"{place}={ours} (released run: {value})")
+            found.append(f"{place}={as_typed(ours)} (released run: {as_typed(value)})")
     for name, value in settings["model"]["network"].items():
         if name not in KNOBS:
-            found.append(f"model.network.{name}={value} (released run: none)")
+            found.append(f"model.network.{name}={as_typed(value)} (released run: none)")
     images = images_per_norm(settings, processes)
     if images not in (None, log.images_per_norm):
         found.append(f"images per norm={images} (released run: {log.images_per_norm})")

@@ -7,6 +7,7 @@ from torch import nn
 
 from mobilenext.errors import InputError
 from mobilenext.models.parts import Conv2dSame
+from mobilenext.program import as_typed
 
 NormLayer = Callable[[int], nn.Module]
 ActivationLayer = Callable[[], nn.Module]
@@ -134,5 +135,5 @@ def check_strides(strides: Sequence[int], count: int, network: str) -> None:
     if len(strides) != count or any(stride not in (1, 2) for stride in strides):
         raise InputError(
             f"strides of {network}: expected {count} values of 1 or 2, one for each downsampling "
-            f"layer from the stem on, got {list(strides)}"
+            f"layer from the stem on, got {as_typed(list(strides))}"
         )

@@ -8,6 +8,7 @@ from torch import nn
 
 from mobilenext.errors import InputError
 from mobilenext.models.weights import fit_weights
+from mobilenext.program import as_typed
 
 
 def timm_model(
@@ -110,7 +111,7 @@ def _check_knobs(
     if identity != 1:
         wrong.append(f"identity=1, got {identity:g}")
     if list(strides) != [2, 2, 2, 2, 2]:
-        wrong.append(f"strides=[2,2,2,2,2], got {list(strides)} (perhaps by the data's recipe)")
+        wrong.append(f"strides=[2,2,2,2,2], got {as_typed(strides)} (perhaps by the data's recipe)")
     if wrong:
         raise InputError(f"{whose} {name} has no such knob: expected {', '.join(wrong)}")
 

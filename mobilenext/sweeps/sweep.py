@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from mobilenext.errors import InputError, UserError
-from mobilenext.program import has_terminal
+from mobilenext.program import as_typed, has_terminal
 from mobilenext.runtime.signals import StopSignals
 from mobilenext.training.measures import measure_of
 from mobilenext.training.progress import format_seconds, say
@@ -153,8 +153,8 @@ def job_command(
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdigit():
         raise InputError(
-            f"hydra.launcher.address={address}: expected host:port of one of the {nodes} nodes, "
-            "the same on all of them"
+            f"hydra.launcher.address={as_typed(address)}: expected host:port of one of the "
+            f"{nodes} nodes, the same on all of them"
         )
     # A port for each job: the store of the one before may still be closing.
     return [*torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-id=job-{number}",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.models.weights import fit_into
+from mobilenext.program import as_typed
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
@@ -227,7 +228,7 @@ def _both_networks(wanted: dict[str, Any], path: Path) -> str:
     differ = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     named = []
     for model in (wanted, stored):
-        values = ", ".join(f"{key}={model['network'].get(key)}" for key in differ)
+        values = ", ".join(f"{key}={as_typed(model['network'].get(key))}" for key in differ)
         named.append(f"{printable(model['name'])} ({printable(values)})")
     return f". This run's network is {named[0]}, the file's {named[1]}"
 

@@ -118,7 +118,7 @@ def test_what_a_page_has_copied(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([], r"mobilenext 0\.35 alone has nothing to be compared with.*baseline=none"),
         (["identity=[1,1/2]", "baseline=another"], r"baseline=another: expected one of mobilenext"),
         (["identity=[1,1]"], "two candidates are called mobilenext 0.35"),
-        (["engine=[tensorrt]"], r"engine=\['tensorrt'\]: expected some of eager,compile"),
+        (["engine=[tensorrt]"], r"engine=\[tensorrt\]: expected some of eager,compile"),
         (["identity=[2]"], "identity=2.0: expected an identity tensor multiplier"),
         (["width=[35]"], r"width=35.0: expected a width multiplier in \(0, 10\]"),
         (["rounds=1"], "rounds=1: expected at least 2"),

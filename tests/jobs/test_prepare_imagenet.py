@@ -355,11 +355,11 @@ def test_what_is_refused(photo_folder: Path, tmp_path: Path) -> None:
     [
         ({"val_mode": "max_side"}, "val_mode=max_side: expected one of copy, restart"),
         ({"mode": "webp"}, "mode=webp: expected one of copy, restart, max_side, short_side"),
-        ({"mode": "max_side"}, "size=None: expected pixels"),
+        ({"mode": "max_side"}, "size=null: expected pixels"),
         ({"size": 4}, "size=4: expected null, unless"),
         ({"quality": 0}, "quality=0"),
         ({"workers": 0}, "workers=0"),
-        ({"source": None}, "source=None: expected a folder with images"),
+        ({"source": None}, "source=null: expected a folder with images"),
         ({"on_bad_image": "repair"}, "expected one of error, skip, keep"),
         ({"order": "blocks"}, "order=blocks: expected one of source, shuffled"),
     ],

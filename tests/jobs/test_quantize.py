@@ -85,8 +85,8 @@ def test_calibration_is_of_the_training_split_by_seed(result: dict[str, Any]) ->
     [
         (["keep_float=[features.1.cnov]"], r"keep_float=features\.1\.cnov: .*did you mean"),
         (["calibration_images=1"], r"calibration_images=1: expected at least 2 images"),
-        (["weights=[per_row]"], r"weights=\['per_row'\]: expected per_channel, per_tensor"),
-        (["formats=[tflite]"], r"formats=\['tflite'\]: expected some of \[onnx,executorch,torch"),
+        (["weights=[per_row]"], r"weights=\[per_row\]: expected per_channel, per_tensor"),
+        (["formats=[tflite]"], r"formats=\[tflite\]: expected some of \[onnx,executorch,torch"),
         (["grid=affine"], r"grid=affine: ExecuTorch's 8-bit kernels have no zero points"),
         (["equalize=true"], r"equalize=true: ExecuTorch's .* no ceiling of its own"),
         (["data=synthetic"], r"knows 10 classes .*: expected the same"),

@@ -103,7 +103,7 @@ def test_two_nodes_meet_for_each_job(tmp_path: Path) -> None:
 def test_options_that_can_not_be(run, tmp_path: Path) -> None:
     for options, message in (
         (["hydra.launcher.jobs=0"], "error: hydra.launcher.jobs=0: expected at least 1"),
-        (["hydra.launcher.nodes=2"], "error: hydra.launcher.address=None: expected host:port"),
+        (["hydra.launcher.nodes=2"], "error: hydra.launcher.address=null: expected host:port"),
         (["hydra.launcher.nodes=2", "hydra.launcher.jobs=2"], "jobs at once need nodes=1"),
     ):
         done = run("train.py", "-m", *SMALL, "seed=0,1", *options, ok=False)
