@@ -134,9 +134,8 @@ def _help(schema: type, config_name: str) -> str:
     Hydra's own names each key without saying what it means, and takes seconds for its list.
     """
     given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
-    added = _flag_value("--config-dir", "-cd")
-    where = [] if added is None else [f"hydra.searchpath=[file://{Path(added).absolute()}]"]
-    folders = [CONFIG_DIR, *([] if added is None else [Path(added)])]
+    folders = _config_folders()
+    where = [f"hydra.searchpath=[file://{added.absolute()}]" for added in folders[1:]]
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = hydra.compose(config_name, [*given, *where], return_hydra_config=True)
@@ -147,8 +146,14 @@ def _help(schema: type, config_name: str) -> str:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not is_about_the_command(error):
             raise
-        show(InputError(f"{explained(error, given)}\n--help alone lists all keys"))
+        show(InputError(f"{explained(error, given, folders)}\n--help alone lists all keys"))
         raise SystemExit(1) from None
+
+
+def _config_folders() -> list[Path]:
+    """Folders with configs: ours, and the one that the command adds."""
+    added = _flag_value("--config-dir", "-cd")
+    return [CONFIG_DIR, *([] if added is None else [Path(added)])]
 
 
 def _flag_value(*names: str) -> str | None:
@@ -176,7 +181,7 @@ def _through_hydra(main: Callable[[DictConfig], Any], config_name: str) -> None:
         if wanted == "1" or not is_about_the_command(error):
             raise
         restore_full_error()
-        show(InputError(explained(error, sys.argv[1:])))
+        show(InputError(explained(error, sys.argv[1:], _config_folders())))
         raise SystemExit(1) from None
     finally:
         restore_full_error()

@@ -27,6 +27,7 @@ from mobilenext.config import (
     to_plain,
 )
 from mobilenext.config.fields import parse_number
+from mobilenext.config.signatures import parameters_of
 from mobilenext.config.targets import build
 from mobilenext.errors import InputError
 from mobilenext.jobs.evaluate import EvaluateConfig
@@ -494,6 +495,30 @@ def test_unknown_arguments_are_named() -> None:
         InputError, match=r"has no argument dropuot; it takes width_mult, .*dropout"
     ):
         build({"_target_": "mobilenext.models.MobileNeXt", "dropuot": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("target", "takes", "not_taken"),
+    [
+        ("mobilenext.optim.constant", "warmup_epochs", "cooldown_epochs"),
+        ("mobilenext.models.MobileNeXt", "depth_mult", "self"),
+        ("torch.optim.SGD", "dampening", "betas"),
+    ],
+)
+def test_what_a_target_takes_is_read_from_its_source(
+    target: str, takes: str, not_taken: str
+) -> None:
+    found = parameters_of(target)
+    assert found is not None
+    assert takes in found
+    assert not_taken not in found
+
+
+@pytest.mark.parametrize(
+    "target", ["mobilenext.models.timm_model", "timm.create_model", "a.b.c", "x", ""]
+)
+def test_what_takes_anything_or_is_not_found(target: str) -> None:
+    assert parameters_of(target) is None
 
 
 def test_values_are_shown_as_they_are_typed() -> None:

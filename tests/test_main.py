@@ -57,6 +57,37 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["--cfg", "epochs=3"], ["error: --cfg: expected one of job, hydra, all behind it"]),
         (["epochs=3", "--config-dir"], ["error: --config-dir: expected its value behind it"]),
         (["width=1", "-m", "epochs=1", "--cfg", "job"], ["--cfg job shows the config of one run"]),
+        (
+            ["model=ablation/kernel5"],
+            [
+                "error: model=ablation/kernel5: there is no such choice; did you mean "
+                "model=ablation/kernel_5 or model=ablation/kernel_7",
+                "choices: ablation/activation",
+            ],
+        ),
+        (["model=kernel_5"], ["did you mean model=ablation/kernel_5?", "ablation/..."]),
+        (["model=ablation"], ["there is no such choice; choices: ablation/activation_all"]),
+        (["model/ablation=kernel_5"], ["did you mean model=ablation/kernel_5?"]),
+        (["detector=ssdlite_authors"], ["this command has no group detector; --help lists"]),
+        (
+            ["checkpoint=runs/x"],
+            [
+                "checkpoint is a group of keys: give checkpoint.every_steps, ",
+                "goes on by itself, with the same command",
+                "init_from=runs/x",
+            ],
+        ),
+        (["model.network=x"], ["model.network is a group of keys: give model.network._target_"]),
+        (["strides=2"], ["error: strides=2: expected a list"]),
+        (["strides=[a]"], ["error: strides=[a]: expected a whole number, got 'a'"]),
+        (["epochs=null"], ["error: epochs=null: expected a value"]),
+        (
+            ["+model.network.dropout=0.1"],
+            ["+model.network.dropout=0.1: model.network.dropout is there already: leave out the +"],
+        ),
+        (["+model=timm"], ["error: +model=timm: model is there already: leave out the +"]),
+        (["~model.network.x"], ["error: ~model.network.x: there is no key model.network.x"]),
+        (["model.network.kernel=5"], ["did you mean +model.network.kernel_size?"]),
         (["freeze_backbone=true"], ["error: freeze_backbone=true: expected false, or"]),
         (["optimizer.lr=null"], ["error: optimizer.lr=null: expected a number"]),
         (
@@ -80,6 +111,15 @@ def test_one_clear_error_and_nothing_written(
         assert advice not in done.stderr, "Hydra's own, which is wrong here"
     assert len(done.stderr.splitlines()) <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_target_refuses_is_not_proposed(run) -> None:
+    cooldown = ("schedule=constant", "schedule.cooldown_epochs=2")
+    said = run("train.py", *cooldown, ok=False).stderr
+    assert "it is a key of schedule=cosine, cosine_darts," in said
+    assert "keys in schedule: _target_, _partial_, epochs, warmup_epochs" in said
+    assert "+schedule" not in said
+    assert "is added with" not in run("train.py", "hydra.launcher.x=3", ok=False).stderr
 
 
 @pytest.mark.parametrize(

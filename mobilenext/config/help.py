@@ -63,12 +63,17 @@ def _groups(composed: DictConfig, folders: Sequence[Path]) -> Iterator[str]:
     for group, chosen in composed.hydra.runtime.choices.items():
         if group.startswith("hydra/") or "@" in group:
             continue  # Hydra's own, and what goes with another choice
-        names = sorted(
-            path.relative_to(folder / group).with_suffix("").as_posix()
-            for folder in folders
-            for path in (folder / group).rglob("*.yaml")
-        )
+        names = choices_of(group, folders)
         yield f"{group}: " + ", ".join(f"{name}*" if name == chosen else name for name in names)
+
+
+def choices_of(group: str, folders: Sequence[Path]) -> list[str]:
+    """Names of a group's choices, those in folders of it with a slash."""
+    return sorted(
+        path.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in folders
+        for path in (folder / group).rglob("*.yaml")
+    )
 
 
 def _keys(schema: Any, config: DictConfig, place: str = "") -> Iterator[tuple[str, str, str]]:

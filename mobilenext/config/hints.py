@@ -4,11 +4,15 @@ import difflib
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from mobilenext.config.help import choices_of
+from mobilenext.config.signatures import parameters_of
 
 SYNONYMS = {
     "data.global_batch_size": ("batch_size", "batch", "bs"),
@@ -43,7 +47,7 @@ def is_about_the_command(error: Exception) -> bool:
     return isinstance(error, kinds) or str(error).startswith((NO_NAME, SEVERAL_FLAGS))
 
 
-def explained(error: Exception, overrides: Sequence[str]) -> str:
+def explained(error: Exception, overrides: Sequence[str], folders: Sequence[Path]) -> str:
     """What is wrong with a command, for an error that Hydra raised while it composed the config.
 
     Hydra's own message may name a remedy that would not help: it offers to append any key, which a
@@ -52,9 +56,10 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
     Args:
         error: See above.
         overrides: The command's arguments.
+        folders: Those with configs.
     """
     if isinstance(error, MissingConfigException) and error.options is not None:
-        return _unknown_choice(error)
+        return _unknown_choice(error, overrides, folders)
     if isinstance(error, OverrideParseException):
         given = error.override
         key, _, value = given.partition("=")
@@ -76,8 +81,9 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
         return _of_another_job(other_job[1], other_job[2], str(error))
     if isinstance(cause, OmegaConfBaseException):
         key = str(getattr(cause, "full_key", None) or "")
-        given = next((text for text in overrides if _key_of(text) == key), key)
-        unknown = _unknown_key(cause, given)
+        whole = key.partition("[")[0]  # strides[0] is part of strides=[a,b]
+        given = next((text for text in overrides if _key_of(text) == whole), key)
+        unknown = _unknown_key(cause, given, folders) or _no_single_value(cause, given)
         return unknown or f"{given}: {_expected(cause)}"
     if first.startswith(NO_NAME):
         given = " ".join(text for text in overrides if re.fullmatch("[a-z/]+=(null|[0-9.]+)", text))
@@ -87,7 +93,9 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
             "expected one of the flags -m, --cfg and --info, got several; --cfg job shows the "
             "config of one run, without -m"
         )
-    return "\n".join(line for line in str(error).splitlines() if "/hydra.cc/" not in line)
+    return _wrong_sign(first, overrides) or "\n".join(
+        line for line in str(error).splitlines() if "/hydra.cc/" not in line
+    )
 
 
 IN_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
@@ -96,6 +104,10 @@ IN_WORDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true o
 def _expected(error: OmegaConfBaseException) -> str:
     """OmegaConf's message about a value, in words."""
     first = str(error).splitlines()[0]
+    if first.endswith("is not Optional"):
+        return "expected a value, it can't be empty"
+    if first.endswith("is not a ListConfig, list or tuple."):
+        return "expected a list, for instance [1,2]"
     found = re.fullmatch("Value '(.*)' of type '.*' could not be converted to (.*)", first)
     if found is None or found[2] not in IN_WORDS:
         return first
@@ -111,12 +123,56 @@ def _key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    options = [str(option) for option in error.options or ()]
+def _unknown_choice(
+    error: MissingConfigException, overrides: Sequence[str], folders: Sequence[Path]
+) -> str:
+    group, choice = _as_chosen(str(error.missing_cfg_file), overrides)
+    options = choices_of(group, folders) or [str(option) for option in error.options or ()]
+    below = sorted({name.rpartition("/")[0] for name in options} - {""})
+    inside = next((f"{place}/" for place in below if f"{choice}/".startswith(f"{place}/")), "")
+    last_parts = {name.rpartition("/")[2]: name for name in options}
     close = difflib.get_close_matches(choice, options, n=3)
+    close = close or [last_parts[n] for n in difflib.get_close_matches(choice, last_parts, n=3)]
+    close = [] if choice in below else close
     meant = f"did you mean {' or '.join(f'{group}={name}' for name in close)}? " if close else ""
-    return f"{group}={choice}: there is no such choice; {meant}choices: {', '.join(options)}"
+    listed = [name for name in options if name.startswith(inside) and (inside or "/" not in name)]
+    listed += [] if inside else [f"{place}/..." for place in below]
+    return f"{group}={choice}: there is no such choice; {meant}choices: {', '.join(listed)}"
+
+
+def _as_chosen(missing: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """Group and choice of a missing config: both may have slashes, model=ablation/kernel_5."""
+    for text in overrides:
+        group, _, value = text.partition("=")
+        group = group.lstrip("+").partition("@")[0]
+        for choice in value.strip("[]").split(","):
+            if f"{group}/{choice}" == missing:
+                return group, choice
+    group, _, choice = missing.rpartition("/")
+    return group, choice
+
+
+def _wrong_sign(message: str, overrides: Sequence[str]) -> str | None:
+    """About a + in front of what is there, or none in front of what is not; None: another error."""
+    found = re.match(r"Could not append to config\. An item is already at '(.+)'", message)
+    found = found or re.match(r"Multiple values for (\S+)\. To override a value", message)
+    if found is not None:
+        given = [text for text in overrides if text[:1] == "+" and _key_of(text) == found[1]]
+        if not given:
+            return None
+        without = given[0].lstrip("+")
+        return f"{given[0]}: {found[1]} is there already: leave out the +, {without}"
+    found = re.match(r"Could not delete from config\. '(.+)' does not exist", message)
+    if found is not None:
+        return f"~{found[1]}: there is no key {found[1]} to take out; --help lists all keys"
+    found = re.match(r"Could not override '(.+)'\. No match in the defaults list", message)
+    if found is None:
+        return None
+    given = next((text for text in overrides if _key_of(text) == found[1]), found[1])
+    parent, _, below = found[1].partition("@")[0].partition("/")
+    choice = given.partition("=")[2]
+    meant = f"did you mean {parent}={below}/{choice}? " if below and choice else ""
+    return f"{given}: this command has no group {found[1]}; {meant}--help lists its groups"
 
 
 def _of_another_job(group: str, choice: str, message: str) -> str:
@@ -130,7 +186,29 @@ def _of_another_job(group: str, choice: str, message: str) -> str:
     )
 
 
-def _unknown_key(error: OmegaConfBaseException, given: str) -> str | None:
+def _no_single_value(error: OmegaConfBaseException, given: str) -> str | None:
+    """About one value for what has several, each with a key of its own; None: another error."""
+    key, parent = str(getattr(error, "full_key", "")), getattr(error, "parent_node", None)
+    said = (
+        r"Cannot assign \w+ to Dict|Invalid type assigned: \w+ is not a subclass|field '.*' is not"
+    )
+    if not isinstance(parent, DictConfig) or not re.match(said, str(error)):
+        return None
+    name = key.rpartition(".")[2]
+    group = parent.get(name)
+    if not isinstance(group, DictConfig):
+        return None
+    text = f"{given}: {key} is a group of keys: give {', '.join(f'{key}.{one}' for one in group)}"
+    if key == "checkpoint":
+        value = given.partition("=")[2]
+        text += (
+            ". A run goes on by itself, with the same command; weights to begin with are "
+            f"init_from={value if '/' in value or value.endswith('.pt') else 'FILE'}"
+        )
+    return text
+
+
+def _unknown_key(error: OmegaConfBaseException, given: str, folders: Sequence[Path]) -> str | None:
     """About a key that does not exist; None if the error is about something else."""
     key, parent = str(getattr(error, "full_key", "")), getattr(error, "parent_node", None)
     if not key or not isinstance(parent, DictConfig):
@@ -143,13 +221,42 @@ def _unknown_key(error: OmegaConfBaseException, given: str) -> str | None:
     meant = _elsewhere(parent._get_root(), wrong) or others
     meant = meant or difflib.get_close_matches(wrong, names, n=3)
     inside = f" in {place}" if place else ""
-    found = f"did you mean {' or '.join(meant)}? " if meant else ""
+    adding = ""
     if "_target_" in names:  # a constructor's arguments; those with a default are not listed
-        found += f"an argument that is not listed is added with +{given}; "
+        takes = parameters_of(str(parent["_target_"]))
+        unlisted = [name for name in takes or () if name not in names]
+        close = difflib.get_close_matches(wrong, unlisted, n=3)
+        meant = meant or [f"+{place}.{name}" for name in close]
+        if takes is None or wrong in takes:
+            meant = meant if takes is None else []
+            adding = f"an argument that is not listed is added with +{given}; "
+        elif not meant:
+            adding = _choices_with(place, wrong, folders)
+    found = f"did you mean {' or '.join(meant)}? {adding}" if meant else adding
     listed = f"keys{inside}: {', '.join(names)}"
     if meant and not place:
         listed = "--help lists all keys"
     return f"{given}: there is no key {wrong}{inside}; {found}{listed}"
+
+
+def _choices_with(place: str, name: str, folders: Sequence[Path]) -> str:
+    """Which choices of a group have a key, where the chosen one takes no such argument."""
+    group, *inside = place.split(".")
+    have = [
+        choice
+        for folder in folders
+        for choice in choices_of(group, [folder])
+        if _has(folder / group / f"{choice}.yaml", [*inside, name])
+    ]
+    return f"it is a key of {group}={', '.join(have)}; " if have else ""
+
+
+def _has(path: Path, keys: Sequence[str]) -> bool:
+    """Whether a config has a key, by the names on the way to it."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    for key in keys:
+        node = node.get(key, _has) if isinstance(node, dict) else _has
+    return node is not _has
 
 
 def _elsewhere(root: Any, name: str, place: str = "") -> list[str]:
