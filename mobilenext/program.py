@@ -87,7 +87,7 @@ def command(job: str | None = None) -> str:
             return f"{_typed('mobilenext', Path(sys.argv[0]))} {job or _job}"
         return f"{python()} -m mobilenext {job or _job}"
     if job is None:
-        return f"{python()} {Path(sys.argv[0]).name}"
+        return f"{python()} {shlex.quote(sys.argv[0])}"
     return f"{python()} {_script(job)}"
 
 

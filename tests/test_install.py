@@ -127,7 +127,7 @@ def test_commands_are_named_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(program.shutil, "which", found.get)
     monkeypatch.setattr(program, "_job", None)
     monkeypatch.setattr(sys, "argv", ["/checkout/scripts/evaluate.py", "checkpoint=x"])
-    assert program.command() == "python evaluate.py"
+    assert program.command() == "python /checkout/scripts/evaluate.py"
     assert program.command("prepare_imagenet") == "python scripts/prepare_imagenet.py"
     assert program.start_again() == ["/checkout/scripts/evaluate.py"]
     program.start_as("evaluate")

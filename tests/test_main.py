@@ -69,6 +69,17 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["model=ablation"], ["there is no such choice; choices: ablation/activation_all"]),
         (["model/ablation=kernel_5"], ["did you mean model=ablation/kernel_5?"]),
         (["detector=ssdlite_authors"], ["this command has no group detector; --help lists"]),
+        *(
+            (
+                [given],
+                [
+                    "error: model.name has no value: add model.name=... to the command, for "
+                    "instance model.name=mobilenetv3_small_100"
+                ],
+            )
+            for given in ("model=timm", "model=torchvision")
+        ),
+        (["model=timm", "--help"], ["error: model.name has no value"]),
         (
             ["checkpoint=runs/x"],
             [
@@ -81,6 +92,7 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
         (["strides=2"], ["error: strides=2: expected a list"]),
         (["strides=[a]"], ["error: strides=[a]: expected a whole number, got 'a'"]),
         (["epochs=null"], ["error: epochs=null: expected a value"]),
+        (["identity=abc"], ["error: identity=abc: expected a number or a fraction"]),
         (
             ["+model.network.dropout=0.1"],
             ["+model.network.dropout=0.1: model.network.dropout is there already: leave out the +"],
@@ -145,6 +157,22 @@ def test_flags_go_behind_overrides_with_their_values() -> None:
         ("~a --cfg job +b=1 -p model ++c=-1", "~a +b=1 ++c=-1 --cfg job -p model"),
     ):
         assert flags_last(typed.split()) == read.split()
+
+
+@pytest.mark.parametrize(
+    ("job", "form"),
+    [
+        ("evaluate", "evaluate.py runs/NAME/HASH"),
+        ("export", "export.py runs/NAME/HASH output=OUTPUT"),
+        ("predict", "predict.py checkpoint=runs/NAME/HASH IMAGES"),
+        ("quantize", "quantize.py runs/NAME/HASH output=OUTPUT"),
+        ("compare_curve", "compare_curve.py runs/NAME/HASH"),
+    ],
+)
+def test_a_job_without_its_run_names_its_usual_form(run, job: str, form: str) -> None:
+    said = run(f"scripts/{job}.py", ok=False).stderr
+    assert "has no value: add " in said
+    assert said.endswith(f"scripts/{form}\n")
 
 
 def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:

@@ -76,6 +76,9 @@ def explained(error: Exception, overrides: Sequence[str], folders: Sequence[Path
             f"{given}: several values make a sweep, with -m; a list is {key}=[{value}], and a text "
             f"with commas is {_quoted(key, value)}"
         )
+    missing = missing_key(error)
+    if missing is not None:
+        return no_value(missing)
     other_job = re.match(r"In '(\w+)/([\w/]+)': ConfigKeyError", first)
     if other_job is not None:
         return _of_another_job(other_job[1], other_job[2], str(error))
@@ -206,6 +209,29 @@ def _no_single_value(error: OmegaConfBaseException, given: str) -> str | None:
             f"init_from={value if '/' in value or value.endswith('.pt') else 'FILE'}"
         )
     return text
+
+
+def missing_key(error: Exception) -> str | None:
+    """The key without which another one has no value; None: the error is about something else."""
+    found = re.search(r"Missing mandatory value: ([\w.]+)", str(error))
+    found = found or re.search(r"Interpolation key '([\w.]+)' not found", str(error))
+    return None if found is None else found[1]
+
+
+OF_LIBRARIES = "mobilenetv3_small_100 (timm) or model.name=mobilenet_v3_small (torchvision)"
+"""Names for model.name, which only the configs of those networks leave open."""
+
+
+def no_value(key: str, example: str = "") -> str:
+    """What to do about a key that has no value.
+
+    Args:
+        key: Dotted.
+        example: A whole command that gives it one; "": there is none to name.
+    """
+    example = example or (f"model.name={OF_LIBRARIES}" if key == "model.name" else "")
+    instance = f", for instance {example}" if example else ""
+    return f"{key} has no value: add {key}=... to the command{instance}"
 
 
 def _unknown_key(error: OmegaConfBaseException, given: str, folders: Sequence[Path]) -> str | None:

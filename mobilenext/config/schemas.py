@@ -9,7 +9,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from mobilenext import program
 from mobilenext.config.fields import parse_numbers
+from mobilenext.config.hints import missing_key, no_value
 from mobilenext.config.run import with_newest_run
 from mobilenext.errors import InputError, UserError
 from mobilenext.genotype import genotype_named
@@ -107,14 +109,49 @@ def typed(config: DictConfig) -> Any:
     try:
         return _with_whole_paths(OmegaConf.to_object(config))
     except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None)
-        raise InputError(f"{key} has no value: add {key}=... to the command") from error
+        key = str(getattr(error, "full_key", None))
+        raise InputError(no_value(key, _usual_form(config, key))) from error
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
+        key = missing_key(error)
+        if key is not None:
+            raise InputError(no_value(key)) from error
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        raise InputError(f"{key}: {cause or str(error).splitlines()[0]}") from error
+        key = _as_given(config, str(getattr(error, "full_key", None)))
+        text = str(cause or str(error).splitlines()[0])
+        raise InputError(text if text.startswith(f"{key}:") else f"{key}: {text}") from error
+
+
+def _usual_form(config: DictConfig, key: str) -> str:
+    """The command of a job with all paths that have to be given; "" if the key is none of them."""
+    schema: Any = OmegaConf.get_type(config)
+    needed = [
+        item
+        for item in dataclasses.fields(schema)
+        if item.metadata.get("path") and item.default == MISSING
+    ]
+    if key not in [item.name for item in needed]:
+        return ""
+    words = [program.command(schema_name(schema).removesuffix("_schema"))]
+    for item in needed:
+        value = "runs/NAME/HASH" if item.metadata.get("runs") else item.name.upper()
+        words.append(value if item.metadata.get("positional") else f"{item.name}={value}")
+    return " ".join(words)
+
+
+def _as_given(config: DictConfig, key: str) -> str:
+    """What was typed for a key's value: of ${number:${identity}} it is identity=abc."""
+    place, _, name = key.rpartition(".")
+    parent = OmegaConf.select(config, place) if place else config
+    if not isinstance(parent, DictConfig) or not OmegaConf.is_interpolation(parent, name):
+        return key
+    written: Any = OmegaConf.to_container(parent, resolve=False)
+    asked = r"\$\{\w+:\$\{(?:oc\.select:)?([\w.]+)(?:,\w+)?\}\}"
+    found = re.fullmatch(asked, written[name])
+    if found is None:
+        return key
+    return f"{found[1]}={program.as_typed(OmegaConf.select(config, found[1]))}"
 
 
 def _refuse_unknown(config: DictConfig, place: str = "") -> None:
