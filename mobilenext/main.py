@@ -32,7 +32,7 @@ from mobilenext.config import (
     typed,
 )
 from mobilenext.config.help import command_help
-from mobilenext.config.hints import explained, is_about_the_command
+from mobilenext.config.hints import explained, is_about_the_command, refuse_hidden
 from mobilenext.errors import InputError, Preempted, UserError
 from mobilenext.files import printable
 from mobilenext.program import folded, launched_by_torchrun
@@ -123,6 +123,8 @@ def _read_arguments(schema: type) -> None:
         _check_start()
         _refuse_spelling(sys.argv[1:])
         sys.argv[1:] = as_overrides(sys.argv[1:], schema)
+        for added in _config_folders()[1:]:
+            refuse_hidden(added, CONFIG_DIR)
     except InputError as error:
         show(error)
         raise SystemExit(1) from None

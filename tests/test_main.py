@@ -175,6 +175,24 @@ def test_a_job_without_its_run_names_its_usual_form(run, job: str, form: str) ->
     assert said.endswith(f"scripts/{form}\n")
 
 
+def test_a_config_with_the_name_of_one_of_ours_is_refused(run, tmp_path: Path) -> None:
+    """Hydra would take ours, and nobody would see it."""
+    mine = tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    ours = CONFIG_DIR / "experiment" / "imagenette_short.yaml"
+    (mine / ours.name).write_bytes(ours.read_bytes())
+    arguments = ("--config-dir=mine", "experiment=imagenette_short")
+    run("train.py", *arguments, "--cfg", "job")  # a copy says the same
+    (mine / ours.name).write_text("# @package _global_\nepochs: 3\n")
+    said = run("train.py", *arguments, ok=False).stderr
+    assert said.startswith("error: mine/experiment/imagenette_short.yaml: expected a name of its")
+    assert said.endswith("rename it, for instance imagenette_short_mine.yaml\n")
+    (mine / ours.name).rename(mine / "imagenette_short_mine.yaml")
+    said = run("train.py", "--config-dir", "mine", "experiment=imagenette_short_mine", "--cfg",
+               "job").stdout  # fmt: skip
+    assert "epochs: 3\n" in said
+
+
 def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:
     done = run("train.py", "lr=0.1", ok=False, env={"HYDRA_FULL_ERROR": "1"})
     assert "Traceback" in done.stderr

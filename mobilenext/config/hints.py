@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mobilenext.config.help import choices_of
 from mobilenext.config.signatures import parameters_of
+from mobilenext.errors import InputError
 
 SYNONYMS = {
     "data.global_batch_size": ("batch_size", "batch", "bs"),
@@ -283,6 +284,28 @@ def _has(path: Path, keys: Sequence[str]) -> bool:
     for key in keys:
         node = node.get(key, _has) if isinstance(node, dict) else _has
     return node is not _has
+
+
+def refuse_hidden(added: Path, ours: Path) -> None:
+    """Raise `InputError` about configs of a user that have names of ours, which Hydra finds first.
+
+    Args:
+        added: The user's folder; copies of our files may lie in it.
+        ours: Our folder.
+    """
+    hidden = []
+    for file in sorted(ours.rglob("*.yaml")):
+        name = file.relative_to(ours)
+        other = added / name
+        if other.is_file() and other.read_bytes() != file.read_bytes():
+            hidden.append(name)
+    if hidden:
+        first = added / hidden[0]
+        more = f", and so are {len(hidden) - 1} more files" if len(hidden) > 1 else ""
+        raise InputError(
+            f"{first}: expected a name of its own, {hidden[0]} is one of mobilenext's configs, "
+            f"which would be taken{more}; rename it, for instance {first.stem}_mine.yaml"
+        )
 
 
 def _elsewhere(root: Any, name: str, place: str = "") -> list[str]:
