@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -133,6 +134,14 @@ def as_typed(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{','.join(map(as_typed, value))}]"
     return str(value)
+
+
+def fraction(value: float) -> str:
+    """A multiplier as people write it: 1, 1/3, or 0.37."""
+    near = Fraction(value).limit_denominator(64)
+    if abs(float(near) - value) < 1e-9 and near.numerator == 1:
+        return str(near)
+    return f"{value:g}"
 
 
 def command_line() -> str:

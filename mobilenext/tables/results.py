@@ -6,13 +6,13 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.genotype import named_genotypes
+from mobilenext.program import fraction as fraction
 from mobilenext.tables.labels import DROPOUT, authors_dropout
 
 NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
@@ -560,11 +560,3 @@ def decimal(value: float) -> str:
     """A number as tables have it: 72.0, 3.45."""
     text = f"{value:g}"
     return text if "." in text else f"{text}.0"
-
-
-def fraction(value: float) -> str:
-    """A multiplier as people write it: 1, 1/3, or 0.37."""
-    near = Fraction(value).limit_denominator(64)
-    if abs(float(near) - value) < 1e-9 and near.numerator == 1:
-        return str(near)
-    return f"{value:g}"

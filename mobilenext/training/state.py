@@ -1,5 +1,6 @@
 """The state of a training run, named once: what a checkpoint has and what training goes on from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.models.weights import fit_into
-from mobilenext.program import as_typed
+from mobilenext.program import as_typed, fraction
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.measures import TOP1, Measure
@@ -105,6 +106,9 @@ class TrainState:
         anew = f" (new {part} for {classes} classes)" if fitted.classifier_left_out else ""
         which = f", its entry {given.entry}" if given.entry else ""
         say(f"weights from {path}{which}{anew}", process)
+        differ = _other_knobs(self.described, given.described)
+        if differ:
+            say(f"note: {differ}", process)
 
     def evaluated(self) -> dict[str, nn.Module]:
         """The weights to evaluate, by name."""
@@ -216,6 +220,39 @@ class TrainState:
 
     def _buffers(self) -> list[Tensor]:
         return [b for network in self.evaluated().values() for b in network.buffers()]
+
+
+KNOBS = {
+    "identity": ("model", "network", "identity_tensor_multiplier"),
+    "strides": ("model", "network", "strides"),
+    "data.mean": ("data", "mean"),
+    "data.std": ("data", "std"),
+}
+"""What changes the network's answers and no tensor, so that weights fit if it differs."""
+
+
+def _other_knobs(wanted: dict[str, Any], stored: dict[str, Any] | None) -> str:
+    """In what a file's run differs from this one though its weights fit; empty: in nothing."""
+    here, there = [], []
+    for name, keys in KNOBS.items():
+        texts = [_knob(described, keys) for described in (wanted, stored)]
+        if texts[0] != texts[1] and "" not in texts:
+            here.append(f"{name} {texts[0]}")
+            there.append(f"{name} {texts[1]}")
+    if not there:
+        return ""
+    return f"init_from was trained with {', '.join(there)}, this run has {', '.join(here)}"
+
+
+def _knob(described: Any, keys: Sequence[str]) -> str:
+    """One of a description's values in words; empty: it is not there, or nothing that fits."""
+    value: Any = described
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    numbers: list[Any] = value if isinstance(value, list) and len(value) < 20 else [value]
+    if not all(isinstance(one, int | float) and 0 <= one <= 2 for one in numbers):
+        return ""
+    return as_typed(value) if isinstance(value, list) else fraction(numbers[0])
 
 
 def _both_networks(wanted: dict[str, Any], path: Path) -> str:

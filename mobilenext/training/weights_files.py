@@ -172,6 +172,8 @@ class GivenWeights(NamedTuple):
     entry: str
     """Their entry in a trainer's checkpoint, for instance `model_ema`; "": there is only one
     set of weights."""
+    described: dict[str, Any] | None = None
+    """What a file of ours says of its network (`model`) and its data; None: it does not say."""
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -195,22 +197,34 @@ def read_weights(path: Path) -> GivenWeights:
         here = f"a folder; a run has {path / 'model.safetensors'}" if path.is_dir() else "nothing"
         raise InputError(f"{printable(path)}: expected a file with weights, got {here}")
     if path.suffix == ".safetensors":
-        stored: Any = _read_safetensors(path)[0]
-    else:
-        try:
-            content = read_regular(path)
-        except OSError as error:
-            raise InputError(f"{printable(path)}: could not read it ({error})") from error
-        if is_sealed(content):
-            state = load_checkpoint(path)
-            averaged = state.get("ema") is not None
-            stored = state["ema"] if averaged else state.get("network")
-            return GivenWeights(checked_tensors(stored, path), "ema" if averaged else "")
-        stored = unpickled(content, path, "a network's weights", [argparse.Namespace])
+        stored, metadata = _read_safetensors(path)
+        described = _description_in(metadata.get("mobilenext"), path)
+        return GivenWeights(checked_tensors(stored, path), "", described)
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise InputError(f"{printable(path)}: could not read it ({error})") from error
+    if is_sealed(content):
+        state = load_checkpoint(path)
+        averaged = state.get("ema") is not None
+        stored = state["ema"] if averaged else state.get("network")
+        tensors, described = checked_tensors(stored, path), _description_in(state, path)
+        return GivenWeights(tensors, "ema" if averaged else "", described)
+    stored = unpickled(content, path, "a network's weights", [argparse.Namespace])
     for key in ENTRIES:
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             return GivenWeights(checked_tensors(stored[key], path), key)
     return GivenWeights(checked_tensors(stored, path), "")
+
+
+def _description_in(described: Any, path: Path) -> dict[str, Any] | None:
+    """What JSON or a checkpoint says of its network and data; None: nothing that can be used."""
+    try:
+        described = json.loads(described) if isinstance(described, str) else described
+        check_description(described, path)
+    except (InputError, ValueError, RecursionError):
+        return None
+    return {key: described[key] for key in ("model", "data")}
 
 
 def checked_tensors(stored: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -213,6 +213,30 @@ def test_both_networks_are_named_and_a_run_folder_is_its_weights(
     assert not list(tmp_path.iterdir())
 
 
+def test_knobs_that_no_weight_shows_are_noted(
+    tmp_path: Path, learned: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights fit for any identity and any strides, and then compute something else."""
+    digits = composed().data
+    more = (*NOISE, "freeze_backbone=true", f"data.mean={digits.mean}", f"data.std={digits.std}")
+    note = ("note: init_from was trained with identity 1, strides [1,1,2,2,2], this run has "
+            "identity 1/2, strides [1,2,2,2,2]\n")  # fmt: skip
+    for number, given in enumerate((pretrained, learned)):
+        train(tmp_path / f"{number}", *more, f"init_from={given}", "identity=1/2",
+              "strides=[1,2,2,2,2]")  # fmt: skip
+        assert note in capsys.readouterr().out
+    train(tmp_path / "same", *more, f"init_from={learned}")
+    assert "init_from was" not in capsys.readouterr().out
+    train(tmp_path / "mean", *more, f"init_from={learned}", "data.mean=[0.5,0.5,0.5]")
+    assert "trained with data.mean [0.31,0.31,0.31], this run has data.mean [0.5" in (
+        capsys.readouterr().out
+    )
+    plain = tmp_path / "plain.pth"
+    torch.save(read_tensors(pretrained), plain)
+    train(tmp_path / "plain", *more, f"init_from={plain}", "identity=1/2")
+    assert "init_from was" not in capsys.readouterr().out
+
+
 def test_a_network_without_a_linear_classifier(tmp_path: Path, pretrained: Path) -> None:
     with pytest.raises(InputError, match=r"freeze_backbone=true: expected .*SqueezeNet has none"):
         training.train(
