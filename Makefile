@@ -21,8 +21,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml setup.py $(wildcard native/*)
-	@echo "installing into $(VENV): some minutes; on Linux PyTorch's CUDA build is 3 GB to download and 6 GB on disk (README.md: CPU only)"
-	$(BIN)/pip install $(QUIET) -e .
+	@echo "installing into $(VENV): some minutes; on Linux PyTorch's CUDA build is 3 GB to download and 6 GB on disk (for a CPU alone: README.md, Two commands)"
+	$(BIN)/pip install $(QUIET) -e '.[report]'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
@@ -33,7 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install $(QUIET) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.installed ## install, then train MobileNeXt on scanned digits (about two minutes)
+demo: $(VENV)/.installed ## install, then train MobileNeXt on scanned digits (two to five minutes)
 	$(BIN)/python train.py
 
 test: $(VENV)/.installed-test ## install, then run the tests
