@@ -282,9 +282,9 @@ def positional_as_override(arguments: list[str], schema: type) -> list[str]:
     quoted = ",".join(_quoted(arguments[place]) for place in bare)
     before = arguments[: bare[0]]  # the override goes where the first one stood: flags may follow
     after = [text for place, text in enumerate(arguments) if place > bare[0] and place not in bare]
+    if any(text.startswith(f"{key}=") for text in (*before, *after)):
+        raise _stray(arguments, bare[0])
     if item.type is str:
-        if any(text.startswith(f"{key}=") for text in (*before, *after)):
-            raise _stray(arguments, bare[0])
         if len(bare) > 1:
             given = [arguments[place] for place in bare]
             raise InputError(

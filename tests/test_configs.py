@@ -625,7 +625,11 @@ def test_numbers(text: object, value: float) -> None:
     ("data", "override", "message"),
     [
         ("imagenet", "val_share=0.2", "val_share=0.2: expected null with data=imagenet, whose val"),
-        ("imagenette", "val_folder=test", "val_folder=test: expected null with data=imagenette"),
+        (
+            "imagenette",
+            "val_folder=test",
+            "val_folder=test: expected null with data=imagenette",
+        ),
         (
             "imagenette",
             "download=true",

@@ -100,8 +100,8 @@ def test_the_readme_is_a_front_page() -> None:
 # ---- commands ----
 
 OTHER_PROGRAMS = {"make", "source", "pip", "docker", "mkdir", "kubectl", "tensorboard", "cd", "cp",
-                  "mv", "ls", "head", "grep", "hf", "ruff", "pyright", "pre-commit", "find", "sbatch",
-                  "pytest"}  # fmt: skip
+                  "mv", "ls", "head", "grep", "hf", "ruff", "pyright", "pre-commit", "find",
+                  "sbatch", "pytest"}  # fmt: skip
 
 
 def commands(document: str) -> list[str]:
@@ -146,6 +146,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("document", ["README.md", *PAGES])
 def test_every_command_composes(document: str) -> None:
+    assert commands(document)
     for line in commands(document):
         assert "..." not in line, f"{document}: {line}"
         for part in re.split(r" && ", line):

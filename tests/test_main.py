@@ -511,3 +511,8 @@ def test_bare_arguments_become_an_override_where_they_stood() -> None:
     assert found == ['checkpoint="runs/latest"', *typed[1:]]
     found = positional_as_override(["a", "paper=true", "b", "--cfg", "job"], SCHEMAS["tables"])
     assert found == ['runs=["a","b"]', "paper=true", "--cfg", "job"]
+
+
+def test_a_list_is_given_in_one_way() -> None:
+    with pytest.raises(InputError, match="argument 'w'"):
+        positional_as_override(["w", "runs=[w2]"], SCHEMAS["tables"])

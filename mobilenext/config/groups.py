@@ -33,15 +33,6 @@ class ModelConfig:
     """`_target_` and arguments, all but `num_classes`, which the data gives."""
 
 
-SOURCE_KEYS = {"val_folder": None, "val_share": None, "reencoded": False}
-"""Keys of a data set that only some sources take, with the values that change nothing."""
-SOURCE_REASONS = {
-    "val_folder": "whose validation images have their place (data=imagefolder takes any)",
-    "val_share": "whose validation images are fixed (data=imagefolder takes a share)",
-    "reencoded": "which no pack was made of",
-}
-
-
 @dataclass
 class DataConfig:
     """Group `data`."""
@@ -125,7 +116,6 @@ class DataConfig:
             "null beside data.val_folder: one of them says where validation images come from",
             held_out,
         )
-        self._check_source()
         check_choice("data.on_bad_image", self.on_bad_image, ("error", "skip"))
         check_choice("data.on_bad_box", self.on_bad_box, ("drop", "clip", "error"))
         share = self.max_bad_share
@@ -139,18 +129,29 @@ class DataConfig:
         fits = workers is None or 0 <= workers <= MOST_WORKERS
         check(fits, "data.workers", f"null, or 0 to {MOST_WORKERS}", workers)
 
-    def _check_source(self) -> None:
-        """Refuse a key that the source does not take, rather than leave it without effect."""
-        for key, unused in SOURCE_KEYS.items():
-            value = getattr(self, key)
-            known = isinstance(self.source, dict) and "_target_" in self.source
-            check(
-                value == unused or not known or key in self.source,
-                f"data.{key}",
-                f"{'null' if unused is None else 'false'} with data={self.name}, "
-                f"{SOURCE_REASONS[key]}",
-                value,
-            )
+
+SOURCE_KEYS: dict[str, tuple[Any, str]] = {
+    "val_folder": (None, "null with data={}, whose validation images have their place"),
+    "val_share": (None, "null with data={}, whose validation images are fixed"),
+    "reencoded": (False, "false with data={}, which no pack was made of"),
+    "download": (False, "false with data={}, which cannot be fetched"),
+}
+"""Keys of a data set that only some sources take: the value that changes nothing, and what is
+expected of a source that does not take them."""
+
+
+def check_source(data: DataConfig) -> None:
+    """Refuse a key that the chosen source does not take, rather than leave it without effect.
+
+    For data that a command describes: a checkpoint from before the check may have such a key.
+
+    Raises:
+        InputError: There is such a key.
+    """
+    for key, (unused, expected) in SOURCE_KEYS.items():
+        value = getattr(data, key)
+        fits = value == unused or key in data.source
+        check(fits, f"data.{key}", expected.format(data.name), value)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,12 +41,14 @@ NO_NAME = "Config group override must be"
 """What Hydra's ValueError says of data=null or model=3; it has no type for it."""
 SEVERAL_FLAGS = "Only one of --run"
 """What it says of -m --cfg job."""
+ALONE = "The --resolve flag"
+"""What it says of --resolve without --cfg."""
 
 
 def is_about_the_command(error: Exception) -> bool:
     """Whether an error that Hydra raised is about the arguments, and `explained` can say so."""
     kinds = (HydraException, OmegaConfBaseException)
-    return isinstance(error, kinds) or str(error).startswith((NO_NAME, SEVERAL_FLAGS))
+    return isinstance(error, kinds) or str(error).startswith((NO_NAME, SEVERAL_FLAGS, ALONE))
 
 
 def explained(error: Exception, overrides: Sequence[str], folders: Sequence[Path]) -> str:
@@ -86,12 +89,14 @@ def explained(error: Exception, overrides: Sequence[str], folders: Sequence[Path
     if isinstance(cause, OmegaConfBaseException):
         key = str(getattr(cause, "full_key", None) or "")
         whole = key.partition("[")[0]  # strides[0] is part of strides=[a,b]
-        given = next((text for text in overrides if _key_of(text) == whole), key)
+        given = next((text for text in reversed(overrides) if _key_of(text) == whole), key)
         unknown = _unknown_key(cause, given, folders) or _no_single_value(cause, given)
         return unknown or f"{given}: {_expected(cause)}"
     if first.startswith(NO_NAME):
         given = " ".join(text for text in overrides if re.fullmatch("[a-z/]+=(null|[0-9.]+)", text))
         return f"{given}: expected the name of a choice; --help lists them"
+    if first.startswith(ALONE):
+        return "--resolve: expected --cfg job beside it, which shows the config"
     if first.startswith(SEVERAL_FLAGS):
         return (
             "expected one of the flags -m, --cfg and --info, got several; --cfg job shows the "
@@ -280,7 +285,10 @@ def _choices_with(place: str, name: str, folders: Sequence[Path]) -> str:
 
 def _has(path: Path, keys: Sequence[str]) -> bool:
     """Whether a config has a key, by the names on the way to it."""
-    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException):
+        return False  # a user's file, which nobody asked for
     for key in keys:
         node = node.get(key, _has) if isinstance(node, dict) else _has
     return node is not _has

@@ -20,6 +20,7 @@ from mobilenext.config.groups import (
     DataConfig,
     ModelConfig,
     RuntimeConfig,
+    check_source,
 )
 from mobilenext.config.run import LATEST, HasRun, absolute
 from mobilenext.errors import InputError
@@ -98,9 +99,7 @@ class LoopConfig(HasRun):
         check_multipliers(self.width, self.identity)
         check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         check(self.eval_every >= 1, "eval_every", "at least 1", self.eval_every)
-        download, fetched = self.data.download, "download" in self.data.source
-        expected = f"false with data={self.data.name}, which cannot be fetched"
-        check(fetched or not download, "data.download", expected, download)
+        check_source(self.data)
         decay, clip = self.ema_decay, self.clip_grad_norm
         check(decay is None or 0 < decay < 1, "ema_decay", "null or in (0, 1)", decay)
         check(clip is None or clip > 0, "clip_grad_norm", "null or above 0", clip)

@@ -99,15 +99,18 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
         say(f"{rendered[one_page.name]}\n{rendered['experiments']}".rstrip(), process)
     else:
         _print(built, config.paper or not paths, process)
-        for line in left_out(others[-1], results):
-            say(f"\n{line}", process)
+    for line in left_out(others[-1], results):
+        say(f"\n{line}", process)
     if config.output is not None:
         output = Path(config.output)
         with writable(f"output={output}"):
             for table in (*built, one_page):
                 for suffix, render in FORMATS.items():
                     write_whole(output / f"{table.name}{suffix}", render(table))
-        say(f"\nwritten to {output}: {', '.join(table.name for table in built)}", process)
+        say(
+            f"\nwritten to {output}: {', '.join(table.name for table in (*built, one_page))}",
+            process,
+        )
     if config.pictures is not None:
         _draw(Path(config.pictures), results)
     for name in config.update:

@@ -287,14 +287,33 @@ def _find_in(
     if column not in table.columns[start:]:
         return None
     place = table.columns.index(column, start)
-    rows = tuple(_row(table, patterns, place) for patterns in wanted)
-    return _Found(table, rows, place) if any(rows) else None
+    pinned = any("width" in patterns for patterns in wanted)
+    widths = dict.fromkeys(_width(table, row) for row in table.rows)
+    found = []
+    for width in [None] if pinned else widths:  # numbers beside each other are of one width
+        part = [row for row in table.rows if width in (None, _width(table, row))]
+        rows = tuple(_row(table.columns, part, patterns, place) for patterns in wanted)
+        found.append(_Found(table, rows, place))
+    best = max(found, key=lambda one: one.count, default=None)
+    return best if best is not None and best.count else None
 
 
-def _row(table: Table, patterns: dict[str, str], place: int) -> tuple[str, ...] | None:
-    asked = [(name, pattern) for name, pattern in patterns.items() if name in table.columns]
-    for row in table.rows:
-        cells = dict(zip(table.columns, map(_plain, row), strict=True))
+def _width(table: Table, row: tuple[str, ...]) -> str:
+    """A row's width multiplier, in a column or behind the network's name; "": it has none."""
+    if "width" in table.columns:
+        return row[table.columns.index("width")]
+    return next(iter(re.findall(r" (\d\.\d+)(?:,|$)", _plain(row[0]))), "")
+
+
+def _row(
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    patterns: dict[str, str],
+    place: int,
+) -> tuple[str, ...] | None:
+    asked = [(name, pattern) for name, pattern in patterns.items() if name in columns]
+    for row in rows:
+        cells = dict(zip(columns, map(_plain, row), strict=True))
         if all(fnmatchcase(cells[name], pattern) for name, pattern in asked):
             return None if row[place] in EMPTY else row
     return None
@@ -316,10 +335,8 @@ def _source(found: _Found) -> str:
     what, _, words = found.table.title.partition(": ")
     parts = words.split(", ")[:3]
     width = re.search(r"at width ([\d.]+)", what)
-    widths = {width[1]} if width else set()
-    if "width" in found.table.columns:
-        place = found.table.columns.index("width")
-        widths = {row[place] for row in found.rows if row is not None}
+    widths = {_width(found.table, row) for row in found.rows if row is not None} - {""}
+    widths |= {width[1]} if width else set()
     if len(widths) == 1 and widths != {"1.0"}:
         parts.append(f"width {widths.pop()}")
     return ", ".join(parts)

@@ -67,9 +67,12 @@ def points_in_words(series: Sequence[Series]) -> str:
     return "; ".join(
         f"{one.name} "
         + ", ".join(
-            f"{label}: {y:.2f} at {x:g} M" + (f" (± {error:.2f})" if error else "")
+            f"{label}{y:.2f} at {x:g} M" + (f" (± {error:.2f})" if error else "")
             for label, (x, y), error in zip(
-                one.labels, one.points, one.errors or [None] * len(one.points), strict=True
+                [f"{label}: " for label in one.labels] or [""] * len(one.points),
+                one.points,
+                one.errors or [None] * len(one.points),
+                strict=True,
             )
         )
         for one in series

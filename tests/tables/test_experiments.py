@@ -132,6 +132,13 @@ def test_small_runs_stand_where_the_papers_do_not(tmp_path: Path) -> None:
         all_tables(tmp_path / "half", *runs[:1], small_result(top1=62.0, width=0.5)),
     )
     assert (half.state, half.ours) == ("not measured", "")
+    halves: list[dict[str, Any]] = [small_result(model=m, top1=50.0 + n, width=0.5)
+              for n, m in enumerate(("mobilenetv2", "mobilenext"))]  # fmt: skip
+    pair = all_tables(tmp_path / "pair", halves[0], small_result(top1=70.0))
+    assert standing(named("extra_depthwise"), pair).ours == ""
+    both = standing(named("extra_depthwise"), all_tables(tmp_path / "both", *runs[:1], *halves))
+    assert both.ours == "50.00 / – / 51.00"
+    assert both.source == "imagenette, 96 px, 8 epochs, width 0.5"
     full = standing(named("widths"), all_tables(tmp_path / "full", *runs, fake_result(top1=73.5)))
     assert (full.state, full.ours, full.source) == (IN_PART, "– / 73.50", "")
     runs += [fake_result(top1=73.5), fake_result("mobilenetv2", top1=72.0)]

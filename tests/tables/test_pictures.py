@@ -39,7 +39,11 @@ def test_the_recipe_with_most_widths_is_drawn(tmp_path: Path) -> None:
 
 
 def test_runs_that_compare_share_the_papers_plot(tmp_path: Path) -> None:
-    (panel,) = accuracy_panels(groups(tmp_path, fake_result(), fake_result(seed=1, top1=75.0)))
+    found = groups(tmp_path, fake_result(), fake_result(seed=1, top1=75.0))
+    (panel,) = accuracy_panels(found)
+    results = [result for group in found for result in group.results]
+    words = described(accuracy_pictures(results)["accuracy-dark.svg"])
+    assert "MobileNeXt 1.0, ours 74.50 at 311.265 M (± 0.71)" in words
     assert panel.title == "ImageNet, 224 px: the paper and ours"
     ours, *paper = panel.series
     assert (ours.name, ours.hollow, ours.points[0][1]) == ("MobileNeXt 1.0, ours", False, 74.5)
