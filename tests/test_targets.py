@@ -493,6 +493,12 @@ def test_a_stored_source_downloads_only_if_the_user_says_so() -> None:
         build(stored["source"], STORED_SOURCES)
 
 
+def test_runs_from_before_a_key_of_their_source_can_be_evaluated_with_it() -> None:
+    stored = to_plain(composed("data=imagefolder", "data.root=/x").data)
+    stored["source"] = {key: stored["source"][key] for key in ("_target_", "root", "reencoded")}
+    assert evaluation_data(stored, {"val_folder": "test"}).source["val_folder"] == "test"
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -170,11 +170,7 @@ def evaluation_data(stored: dict[str, Any], wanted: dict[str, Any]) -> DataConfi
     if "root" in given and "root" not in source:
         raise InputError(f"data.root: the run's data, {stored['name']}, lies in no folder")
     for key in ("root", "val_folder", "val_share", "reencoded"):
-        if key in given and key not in source and given[key] is not False:
-            raise InputError(
-                f"data.{key}={given[key]}: the run's data, {stored['name']}, takes no such key"
-            )
-        if key in source and key in given:
+        if key in given:
             source = {**source, key: given[key]}
     for key in ("on_bad_image", "on_bad_box"):  # of sources with boxes
         if key in given and key in source:

@@ -50,18 +50,16 @@ def draw_boxes(
         dashed: White dashes on black ones, for objects that are known, in place of lines.
     """
     draw, font = PIL.ImageDraw.Draw(picture), plain_font(FONT_SIZE)
-    for box, label in zip(np.asarray(boxes).tolist(), labels, strict=True):
-        x0, y0, x1, y1 = box
-        if dashed:
-            _dashes(draw, x0, y0, x1, y1)
-            continue
+    corners = np.asarray(boxes).tolist()
+    if dashed:
+        for box in corners:
+            _dashes(draw, *box)
+        return
+    for (x0, y0, x1, y1), label in zip(corners, labels, strict=True):
         shape = x0, y0, max(x0, x1), max(y0, y1)
         draw.rectangle(shape, outline=colour_of(int(label)), width=2)
-    if dashed:
-        return
-    for box, label, text in zip(np.asarray(boxes).tolist(), labels, texts, strict=True):
+    for (x0, y0, _, _), label, text in zip(corners, labels, texts, strict=True):
         if text:  # above all lines, so that none crosses it
-            x0, y0, _, _ = box
             colour = colour_of(int(label))
             left, _, right, bottom = draw.textbbox((0, 0), text, font)
             place = max(0, min(x0, picture.width - right - 3)), max(0, y0 - bottom - 2)

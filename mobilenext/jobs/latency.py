@@ -51,11 +51,11 @@ from mobilenext.deploy.timing import Quartiles, Timing, cuda_clock, measure, pro
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable, read_text
 from mobilenext.models.complexity import measure_complexity
+from mobilenext.program import fraction
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.instructions import instructions
 from mobilenext.runtime.provenance import cpu_name, provenance, version_of
 from mobilenext.seeding import host_draws
-from mobilenext.tables.results import fraction
 from mobilenext.training.progress import Progress, say
 from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import weights_path

@@ -1,16 +1,15 @@
 """A page about runs: tables, plots, learning curves, speed, configs."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobilenext.config.fields import path_field, path_list
-from mobilenext.errors import InputError
 from mobilenext.files import check_output_file, writable, write_whole
 from mobilenext.runtime.distributed import Process
 from mobilenext.tables import read_results
 from mobilenext.tables.confusion import read_evaluations
+from mobilenext.tables.plotting import plotting
 from mobilenext.tables.results import (
     DETECTION,
     LATENCY,
@@ -49,12 +48,8 @@ def report(config: ReportConfig, process: Process) -> dict[str, Any]:
         InputError: A path has no results, results contradict each other, the plotting library is
             not there, or the page can't be written.
     """
-    # An account's first page makes matplotlib's list of fonts; Hydra would print a line about it.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)
-    try:
+    with plotting("the report needs"):
         from mobilenext.tables.page import render_page
-    except ModuleNotFoundError as error:
-        raise InputError(f"the report needs {error.name}: pip install -e '.[report]'") from error
     output = Path(config.output)
     check_output_file("output", output)
     paths = [Path(path) for path in config.runs]

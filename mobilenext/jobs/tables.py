@@ -25,6 +25,7 @@ from mobilenext.tables import (
     to_markdown,
 )
 from mobilenext.tables.experiments import experiment_pages, overview
+from mobilenext.tables.plotting import plotting
 from mobilenext.tables.results import (
     DETECTION,
     LATENCY,
@@ -93,7 +94,8 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
     networks = [counted(model) for model in config.models.values()]
     built = tables_of(results, networks, *([*found.values()] for found in others))
     one_page = overview(built)
-    rendered = {table.name: to_markdown(table) for table in (*built, one_page)}
+    every = [*built, one_page]
+    rendered = {table.name: to_markdown(table) for table in every}
     rendered["experiments"] = experiment_pages(built)
     if len(paths) < len(config.runs):
         say(f"{rendered[one_page.name]}\n{rendered['experiments']}".rstrip(), process)
@@ -104,13 +106,10 @@ def tables(config: TablesConfig, process: Process) -> dict[str, Any]:
     if config.output is not None:
         output = Path(config.output)
         with writable(f"output={output}"):
-            for table in (*built, one_page):
+            for table in every:
                 for suffix, render in FORMATS.items():
                     write_whole(output / f"{table.name}{suffix}", render(table))
-        say(
-            f"\nwritten to {output}: {', '.join(table.name for table in (*built, one_page))}",
-            process,
-        )
+        say(f"\nwritten to {output}: {', '.join(table.name for table in every)}", process)
     if config.pictures is not None:
         _draw(Path(config.pictures), results)
     for name in config.update:
@@ -131,10 +130,8 @@ def _print(built: list[Table], everything: bool, process: Process) -> None:
 
 
 def _draw(folder: Path, results: Sequence[Result]) -> None:
-    try:
+    with plotting("pictures need"):
         from mobilenext.tables.pictures import accuracy_pictures
-    except ModuleNotFoundError as error:
-        raise InputError(f"pictures need {error.name}: pip install -e '.[report]'") from error
     with writable(f"pictures={folder}"):
         for name, text in accuracy_pictures(results).items():
             write_whole(folder / name, text)

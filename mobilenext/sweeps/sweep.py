@@ -391,9 +391,9 @@ def summary(jobs: list[SweepJob]) -> str:
     names = {"waiting": "not started"}
     counted = ", ".join(f"{n} {names.get(state, state)}" for state, n in counts.items() if n)
     lines = [f"sweep of {len(jobs)} job{'s' if len(jobs) != 1 else ''}: {counted}"]
-    width = max(len(f"#{job.number} {job.label}:") for job in jobs)
-    for job in jobs:
-        lines.append(f"{f'#{job.number} {job.label}:':<{width}} {progress(job)[1]}")
+    heads = [f"#{job.number} {job.label}:" for job in jobs]
+    for job, head in zip(jobs, heads, strict=True):
+        lines.append(f"{head:<{max(map(len, heads))}} {progress(job)[1]}")
         if job.state == "failed" and job.attempts:
             lines.append(f"   log: {job.log}")
         elif job.state == "finished" and job.folder is not None:

@@ -1,5 +1,6 @@
 """Published numbers, each with its source and how far to trust it; measured ones beside them."""
 
+from mobilenext.program import fraction
 from mobilenext.tables.costs import Network
 from mobilenext.tables.layout import tables_of
 from mobilenext.tables.paper import (
@@ -20,7 +21,6 @@ from mobilenext.tables.results import (
     Result,
     arguments_of,
     decimal,
-    fraction,
     group_results,
     images_per_norm,
     measured_results,

@@ -20,7 +20,7 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
 SERIES = 4
-"""Number of colours for series; `report.html.jinja` defines them as --series-1 to --series-4."""
+"""Number of colours for series; the page defines them as --series-1 to --series-4."""
 
 TEXT, LINES = "#010101", "#020202"
 """Colours that matplotlib draws text and grid with; the SVG gets currentColor and --lines instead.
@@ -142,7 +142,7 @@ class Palette:
 
 LIGHT = Palette("#1d2126", "#d5d8dc", ("#0b5cad", "#b23c06", "#2b7430", "#7a3e9d"))
 DARK = Palette("#e6e8eb", "#3b424b", ("#84bdf6", "#f5a673", "#86d28b", "#d0a5f0"))
-"""The page's colours on a light and on a dark background."""
+"""Colours of plots on a light and on a dark background, here and in `report.html.jinja`."""
 
 
 def picture(name: str, title: str, words: str, panels: Sequence[Panel], palette: Palette) -> str:

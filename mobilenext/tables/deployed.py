@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mobilenext.files import printable
+from mobilenext.program import fraction
 from mobilenext.tables.cells import footnotes
 from mobilenext.tables.labels import labels
 from mobilenext.tables.paper_tables import named_table
 from mobilenext.tables.render import Table
-from mobilenext.tables.results import decimal, fraction
+from mobilenext.tables.results import decimal
 
 UNKNOWN_PROTOCOL = (
     "The paper's protocol is not known: whether weights had a scale for each channel or each "

@@ -4,8 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mobilenext.program import fraction
 from mobilenext.tables.labels import authors_dropout, labels
-from mobilenext.tables.results import Result, decimal, fraction, genotype_words
+from mobilenext.tables.results import Result, decimal, genotype_words
 
 MOST = 4
 """More differing entries than this make no label; the six digits of the protocol do."""

@@ -1,7 +1,7 @@
 """Every experiment of the paper on one page: command, cost, state, the paper's numbers and ours."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -196,18 +196,17 @@ def overview(tables: Sequence[Table]) -> Table:
     )
 
 
-def experiment_pages(tables: Sequence[Table], heading: str = "##") -> str:
+def experiment_pages(tables: Sequence[Table]) -> str:
     """Markdown of all experiments: question, commands, cost, tables.
 
     Args:
         tables: All tables, see `tables_of`.
-        heading: Marks of a heading.
     """
     parts = []
     for one in experiments():
         lines = "\n".join(one.commands)
         cost = f"{cost_words(one)} More: [{one.page}]({one.page})."
-        parts += [f"{heading} {one.title}", one.question, f"```\n{lines}\n```", cost]
+        parts += [f"## {one.title}", one.question, f"```\n{lines}\n```", cost]
         parts += [to_markdown(table).rstrip() for table in tables_in(one, tables)]
     return "\n\n".join(parts) + "\n"
 
@@ -225,17 +224,11 @@ def tables_in(experiment: Experiment, tables: Sequence[Table]) -> list[Table]:
 def cost_words(experiment: Experiment) -> str:
     """An experiment's cost, as a sentence."""
     trainings = sum(cost.trainings for cost in experiment.costs)
-    words = "Cost: no training."
-    if trainings:
-        words = (
-            f"Cost: {trainings} trainings, about {hours_words(experiment.hours)} GPU-hours "
-            f"({speed().device}, estimated)."
-        )
-    elif experiment.cost_note:
-        words = f"Cost: {experiment.cost_note}."
-    if trainings and experiment.cost_note:
-        words = f"{words[:-1]}: {experiment.cost_note}."
-    return words
+    note = experiment.cost_note
+    if not trainings:
+        return f"Cost: {note or 'no training'}."
+    hours = f"about {hours_words(experiment.hours)} GPU-hours ({speed().device}, estimated)"
+    return f"Cost: {trainings} trainings, {hours}{f': {note}' if note else ''}."
 
 
 def hours_words(hours: float) -> str:
@@ -275,27 +268,27 @@ class _Found:
 def _find(
     tables: Sequence[Table], wanted: Sequence[dict[str, str]], column: str, after: str = ""
 ) -> _Found | None:
-    """Cells of the table that has most of them; None: no table has any."""
-    found = [one for table in tables if (one := _find_in(table, wanted, column, after))]
-    return max(found, key=lambda one: one.count, default=None)
-
-
-def _find_in(
-    table: Table, wanted: Sequence[dict[str, str]], column: str, after: str
-) -> _Found | None:
-    start = table.columns.index(after) + 1 if after in table.columns else 0
-    if column not in table.columns[start:]:
-        return None
-    place = table.columns.index(column, start)
-    pinned = any("width" in patterns for patterns in wanted)
-    widths = dict.fromkeys(_width(table, row) for row in table.rows)
-    found = []
-    for width in [None] if pinned else widths:  # numbers beside each other are of one width
-        part = [row for row in table.rows if width in (None, _width(table, row))]
-        rows = tuple(_row(table.columns, part, patterns, place) for patterns in wanted)
-        found.append(_Found(table, rows, place))
+    """Cells of the table and the width that have most of them; None: no table has any."""
+    found = [one for table in tables for one in _by_width(table, wanted, column, after)]
     best = max(found, key=lambda one: one.count, default=None)
     return best if best is not None and best.count else None
+
+
+def _by_width(
+    table: Table, wanted: Sequence[dict[str, str]], column: str, after: str
+) -> Iterator[_Found]:
+    """Cells of a table, those of each width by themselves unless the patterns name widths."""
+    start = table.columns.index(after) + 1 if after in table.columns else 0
+    if column not in table.columns[start:]:
+        return
+    place = table.columns.index(column, start)
+    parts: dict[str, list[tuple[str, ...]]] = {}
+    pinned = any("width" in patterns for patterns in wanted)
+    for row in table.rows:
+        parts.setdefault("" if pinned else _width(table, row), []).append(row)
+    for part in parts.values():
+        rows = tuple(_row(table.columns, part, patterns, place) for patterns in wanted)
+        yield _Found(table, rows, place)
 
 
 def _width(table: Table, row: tuple[str, ...]) -> str:

@@ -50,8 +50,8 @@ def tables_of(
 
     Args:
         results: Runs to show.
-        networks: With them comes, at the end, a table of what they cost, which comparisons have
-            too.
+        networks: Networks whose cost is known: comparisons show it, and a table of it comes at the
+            end.
         quantized: Results of `scripts/quantize.py`, which stand behind the runs.
         timed: Results of `scripts/latency.py`, the same.
         detected: Results of `scripts/detect.py`, the same.

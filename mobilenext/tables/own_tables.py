@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 
+from mobilenext.program import fraction
 from mobilenext.tables.cells import (
     ACCURACY,
     LAST_EPOCH,
@@ -21,7 +22,7 @@ from mobilenext.tables.differences import (
 )
 from mobilenext.tables.labels import labels
 from mobilenext.tables.render import Table
-from mobilenext.tables.results import Group, Protocol, Result, decimal, fraction
+from mobilenext.tables.results import Group, Protocol, Result, decimal
 
 
 def own_tables(protocol: Protocol, groups: list[Group], task: list[Group]) -> list[Table]:

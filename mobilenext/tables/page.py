@@ -14,8 +14,9 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from mobilenext.program import fraction
 from mobilenext.tables.accuracy import colour_of, measured_series, paper_series
-from mobilenext.tables.charts import SERIES, Chart, Series, chart
+from mobilenext.tables.charts import DARK, LIGHT, SERIES, Chart, Series, chart
 from mobilenext.tables.confusion import Evaluation
 from mobilenext.tables.deployed import Bars, error_bars, latency_bars
 from mobilenext.tables.detected import DetectorView, detector_views
@@ -35,7 +36,6 @@ from mobilenext.tables.results import (
     Group,
     Result,
     decimal,
-    fraction,
     group_results,
     groups_of_task,
     tasks_of,
@@ -145,6 +145,8 @@ def render_page(
         sections=[one for one in own if one.tables or one.charts or one.detectors or one.remarks],
         paper=Section("paper", "Beside the paper", [overview(tables)], _paper_charts(with_paper)),
         experiments=published,
+        light=LIGHT,
+        dark=DARK,
         compared=bool(with_paper),
         others=_counted({"detector": len(detectors), "search": len(searches)}),
         operator_columns=OPERATOR_COLUMNS,

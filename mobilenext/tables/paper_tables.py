@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from mobilenext.program import fraction
 from mobilenext.tables.cells import (
     LAST_EPOCH,
     MEASURED,
@@ -15,7 +16,7 @@ from mobilenext.tables.cells import (
 from mobilenext.tables.labels import labels
 from mobilenext.tables.paper import NamedRow, PublishedRow, published_table
 from mobilenext.tables.render import Table
-from mobilenext.tables.results import Group, Protocol, decimal, fraction
+from mobilenext.tables.results import Group, Protocol, decimal
 
 
 def paper_table(

@@ -12,7 +12,6 @@ from typing import Any
 from mobilenext.errors import InputError
 from mobilenext.files import printable
 from mobilenext.genotype import named_genotypes
-from mobilenext.program import fraction as fraction
 from mobilenext.tables.labels import DROPOUT, authors_dropout
 
 NEEDED = ("model", "width", "identity", "data", "top1", "best_top1", "num_params", "madds",
