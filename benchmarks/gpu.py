@@ -246,7 +246,7 @@ def made(a: argparse.Namespace, *overrides: str) -> dict[str, Any]:
     configure_torch(None, config.runtime.deterministic)
     process = Process(torch.device(a.device, 0) if a.device == "cuda" else torch.device("cpu"))
     network, _ = new_network(config, 1000, process)
-    train_mode(network, frozen_backbone=False)
+    train_mode(network, config)
     random = torch.Generator().manual_seed(0)
     shape = (a.batch, a.size, a.size, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)

@@ -125,7 +125,7 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
     chosen = with_name(choice) if group == "model" else [f"{group}={choice}"]
     if group == "architecture":
         chosen = [f"architecture@architecture_optimizer={choice}"]
-    if choice == "ssdlite_voc_mini":  # a frozen backbone
+    if choice in ("ssdlite_voc_mini", "finetune"):
         chosen.append("init_from=/w.pt")
     config = composed(*chosen, job=job)
     assert isinstance(
@@ -276,7 +276,6 @@ def test_fine_tuning_asks_for_weights() -> None:
     config = composed("experiment=finetune", "data.root=/x", "init_from=/w.pt", "width=0.5")
     assert (config.data.name, config.layer_decay) == ("imagefolder", 0.85)
     assert config.name == "finetune-mobilenext-0.5"
-    assert composed("experiment=finetune", "data.root=/x").init_from == "FILE"  # refused when read
 
 
 @pytest.mark.parametrize(
@@ -572,8 +571,21 @@ def test_layer_decay_is_a_share(value: str) -> None:
 
 
 def test_random_weights_are_not_frozen() -> None:
-    with pytest.raises(InputError, match=r"freeze_backbone=true: .*init_from=FILE"):
-        composed("freeze_backbone=true")
+    for key in ("freeze_backbone", "freeze_norms"):
+        with pytest.raises(InputError, match=rf"{key}=true: .*init_from=FILE"):
+            composed(f"{key}=true")
+        composed(f"{key}=true", "init_from=x.pth")
+
+
+def test_fine_tuning_needs_weights_of_one_kind() -> None:
+    own = ("experiment=finetune", "data.root=photos")
+    with pytest.raises(InputError, match=r"init_from has no value: .*runs/NAME/HASH.*pretrained"):
+        composed(*own)
+    library = ("model=timm", "model.name=mobilenetv2_100", "strides=[2,2,2,2,2]")
+    config = composed(*own, *library, "+model.network.pretrained=true", "freeze_backbone=true")
+    assert config.init_from is None
+    assert config.freeze_backbone
+    assert composed(*own, "init_from=x.pth").init_from == "x.pth"
 
 
 def test_fingerprint_and_where_data_lies(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.assembly.data import images_of_pass, loading
-from mobilenext.assembly.network import on_device, refused, tried
+from mobilenext.assembly.network import keep_statistics, on_device, refused, tried
 from mobilenext.assembly.trained import (
     SLACK,
     elements_of,
@@ -144,11 +144,13 @@ def new_detector(
     return network, complexity
 
 
-def train_detector_mode(network: nn.Module, frozen_backbone: bool) -> None:
-    """Put a detector into training mode, all but a frozen backbone."""
+def train_detector_mode(network: nn.Module, config: DetectConfig) -> None:
+    """Put a detector into training mode, all but what the run's config freezes."""
     network.train()
-    if frozen_backbone:
+    if config.freeze_backbone:
         network.frozen_part().eval()  # pyright: ignore[reportCallIssue]
+    if config.freeze_norms:
+        keep_statistics(network)
 
 
 def try_detector(
@@ -171,7 +173,7 @@ def try_detector(
         with precision.autocast():
             return loss(network, images, targets)[0]
 
-    train_detector_mode(network, config.freeze_backbone)
+    train_detector_mode(network, config)
     return tried(config, network, attempt, process)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parallel import DistributedDataParallel
 
 from mobilenext.assembly.data import even_micro_batch, images_of_pass
@@ -230,7 +231,8 @@ def run_settings(config: LoopConfig) -> RunSettings:
 def unites_by(config: LoopConfig) -> str:
     """Way in which processes get the same running statistics: reduce, broadcast or sync."""
     # Frozen statistics are equal on all processes; averaging them could still change the last bit.
-    return "broadcast" if config.freeze_backbone else config.batch_norm
+    frozen = config.freeze_backbone or config.freeze_norms
+    return "broadcast" if frozen else config.batch_norm
 
 
 def try_step(
@@ -255,7 +257,7 @@ def try_step(
             check_logits(logits, (len(images), classes))
         return torch.stack([logits.float().sum() for logits in outputs]).sum()
 
-    train_mode(network, config.freeze_backbone)
+    train_mode(network, config)
     return tried(config, network, attempt, process)
 
 
@@ -356,22 +358,31 @@ def refused(config: LoopConfig, when: str, shape: tuple[int, ...], error: Except
     )
 
 
-def train_mode(network: nn.Module, frozen_backbone: bool, progress: float = 0.0) -> None:
+def train_mode(network: nn.Module, config: LoopConfig, progress: float = 0.0) -> None:
     """Put a network into training mode, all but frozen layers.
 
     The running statistics of these would follow the images.
 
     Args:
         network: The bare network; one with `set_progress` is told how far the training is.
-        frozen_backbone: Whether all but the classifier is frozen.
+        config: The run's config, which says what is frozen.
         progress: Share of the run's epochs that are done.
     """
     set_progress = getattr(network, "set_progress", None)
     if set_progress is not None:
         set_progress(progress)
-    network.train(not frozen_backbone)
+    network.train(not config.freeze_backbone)
     for module in classifier_modules(network):
         module.train()
+    if config.freeze_norms:
+        keep_statistics(network)
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Have batch norms compute with their running statistics in training, too, and keep them."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def _distributed(network: nn.Module, process: Process) -> nn.Module:

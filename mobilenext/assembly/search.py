@@ -90,7 +90,7 @@ def try_supernet(
         inner = torch.autograd.grad(attempt(images), parameters, create_graph=True)
         return torch.stack([gradient.sum() for gradient in inner]).sum()
 
-    train_mode(network, False)
+    train_mode(network, config)
     kept = tried(config, network, attempt, process)
     if config.order == "second":  # both graphs are there at the same time
         return kept + tried(config, network, attempt_twice, process)

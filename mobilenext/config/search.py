@@ -90,7 +90,8 @@ class SearchConfig(LoopConfig):
         expected = "1 in a search, which writes its cells after each epoch"
         check(self.eval_every == 1, "eval_every", expected, self.eval_every)
         check(self.ema_decay is None, "ema_decay", "null in a search", self.ema_decay)
-        check(not self.freeze_backbone, "freeze_backbone", "false in a search", True)
+        for key in ("freeze_backbone", "freeze_norms"):
+            check(not getattr(self, key), key, "false in a search", True)
         expected = "false in a search, which does two kinds of steps"
         check(not self.runtime.graph, "runtime.graph", expected, self.runtime.graph)
         expected = "null in a search; runtime.micro_batch divides its batches"

@@ -25,6 +25,9 @@ from mobilenext.config.groups import (
 from mobilenext.config.run import LATEST, HasRun, absolute
 from mobilenext.errors import InputError
 
+NOT_GIVEN = "FILE"
+"""`init_from` of `experiment=finetune`, which does not go without weights."""
+
 
 @dataclass
 class LoopConfig(HasRun):
@@ -71,6 +74,9 @@ class LoopConfig(HasRun):
     freeze_backbone: bool = added_later(False)
     """Train the classifier only (of a detector: all but its backbone); the rest stays as it is,
     running statistics included, and is in evaluation mode."""
+    freeze_norms: bool = added_later(False)
+    """Batch norms compute with the running statistics that they begin with, also in training, and
+    keep them; their weights and biases learn. For few images, or small batches."""
     checkpoint: CheckpointConfig = field(
         default_factory=CheckpointConfig, metadata={"machine_only": True}
     )
@@ -87,6 +93,11 @@ class LoopConfig(HasRun):
         """Key that decides how many images a forward pass of one process has at most."""
         return "runtime.micro_batch" if self.norm_batch is None else "norm_batch"
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether the network begins with weights that its library has published."""
+        return self.model.network.get("pretrained") is True
+
     def recipe(self) -> dict[str, Any]:
         """See `HasRun.recipe`; a file with weights is named by its absolute path."""
         plain = super().recipe()
@@ -97,6 +108,14 @@ class LoopConfig(HasRun):
     def __post_init__(self) -> None:
         self.identity = parse_number(self.identity)
         check_multipliers(self.width, self.identity)
+        if self.init_from == NOT_GIVEN:
+            if not self.pretrained:
+                raise InputError(
+                    "init_from has no value: add init_from=runs/NAME/HASH (a run of yours) or a "
+                    "file with weights to the command; networks of timm and torchvision can begin "
+                    "with published weights instead, +model.network.pretrained=true"
+                )
+            self.init_from = None
         check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         check(self.eval_every >= 1, "eval_every", "at least 1", self.eval_every)
         check_source(self.data)
@@ -110,12 +129,13 @@ class LoopConfig(HasRun):
             "a run that stays the same, runs/NAME/HASH; this command's own run would be the latest",
             self.init_from,
         )  # fmt: skip
-        check(
-            self.init_from is not None or not self.freeze_backbone,
-            "freeze_backbone",
-            "false, or init_from=FILE beside it: there is nothing to keep in random weights",
-            self.freeze_backbone,
-        )
+        given = self.init_from is not None or self.pretrained
+        for key in ("freeze_backbone", "freeze_norms"):
+            expected = (
+                "false, or init_from=FILE beside it (+model.network.pretrained=true for networks "
+                "of timm and torchvision): there is nothing to keep in random weights"
+            )
+            check(given or not getattr(self, key), key, expected, True)
         check("lr" in self.optimizer, "optimizer", "an entry lr", sorted(self.optimizer))
         lr = self.optimizer["lr"]
         check(isinstance(lr, int | float) and lr >= 0, "optimizer.lr", "a number from 0 on", lr)

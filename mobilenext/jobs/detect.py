@@ -114,7 +114,7 @@ def detect(config: DetectConfig, process: Process) -> dict[str, Any]:
             return {name: precision.scores for name, precision in precisions.items()}
 
         for epoch in run.epochs():
-            train_detector_mode(network, config.freeze_backbone)
+            train_detector_mode(network, config)
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_targets = step.batch
                 drawn = None if augment is None else augment.at(epoch, step.index)
@@ -175,7 +175,7 @@ def _start_lines(
         f"{computing.name}"
     )
     notes = [f"note: {note}" for note in (*images.notes, *tight)]
-    if config.init_from is None:
+    if config.init_from is None and not config.pretrained:
         notes.append(
             "note: the backbone has random weights; detectors need a trained one (init_from=RUN): "
             "from scratch on some thousand images they find little"

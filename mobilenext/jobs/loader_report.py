@@ -389,7 +389,7 @@ class _Step:
         set_learning_rate(optimizer, 0.0)  # the same work; the loss of one batch stays finite
         precision = Precision(config.runtime.precision, device)
         self.update = new_update(network, optimizer, precision, config, process)
-        train_mode(network, config.freeze_backbone)
+        train_mode(network, config)
         self.loss = SmoothedCrossEntropy(config.label_smoothing)
         self.to_device = device_batches(data, process, config.runtime.channels_last)
         self.augment = device_augment(config, process)

@@ -126,7 +126,7 @@ def search(config: SearchConfig, process: Process) -> dict[str, Any]:
         for epoch in run.epochs():
             if _collapsed(config, network, epoch):
                 break
-            train_mode(network, False, epoch / config.epochs)
+            train_mode(network, config, epoch / config.epochs)
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_labels = step.batch
                 inputs, labels = to_device(pixels, host_labels, augment.at(epoch, step.index))

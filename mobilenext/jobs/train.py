@@ -98,7 +98,7 @@ def train(config: TrainConfig, process: Process) -> dict[str, Any]:
             return run.earlier
         say(_start_lines(config, run, cost, images, precision, tight), process)
         for epoch in run.epochs():
-            train_mode(network, config.freeze_backbone, epoch / config.epochs)
+            train_mode(network, config, epoch / config.epochs)
             for step in run.steps(epoch, to_device.ahead):
                 pixels, host_labels = step.batch
                 inputs, labels = to_device(pixels, host_labels, augment.at(epoch, step.index))
@@ -186,14 +186,21 @@ def _hyperparameters(config: TrainConfig, precision: Precision) -> dict[str, flo
 FEW_STEPS_FOR_NORMS = 500
 
 
-def _at_chance(result: dict[str, Any], classes: int) -> str:
+def _at_chance(result: dict[str, Any], config: TrainConfig, classes: int) -> str:
     """A line on the usual reason, if a short run's accuracy is what guessing would give."""
     if result["steps"] > FEW_STEPS_FOR_NORMS or result["top1"] > 150 / classes:
         return ""
+    what = f"note: top-1 is what guessing among {classes} classes gives. "
+    if config.freeze_backbone or config.freeze_norms:
+        return (
+            f"{what}Running statistics are frozen, so the images have to come as the given weights "
+            "know them: see whether data.mean and data.std are those of their training, and "
+            "whether the learning rate suits a classifier that begins anew\n"
+        )
     return (
-        f"note: top-1 is what guessing among {classes} classes gives. After {result['steps']} "
-        "steps that need not mean that nothing was learned: the running statistics of batch norms, "
-        "which evaluation uses, need some hundred steps. See the training loss, and train longer\n"
+        f"{what}After {result['steps']} steps that need not mean that nothing was learned: the "
+        "running statistics of batch norms, which evaluation uses, need some hundred steps. See "
+        "the training loss, and train longer\n"
     )
 
 
@@ -203,6 +210,6 @@ def _last_line(result: dict[str, Any], config: TrainConfig, folder: RunFolder, c
         f"{result['count']:,} held-out {config.data.name} images "
         f"(best epoch: {result['best_epoch']:.0f}, {result['best_top1']:.2f} %) "
         f"in {format_seconds(result['wall_seconds'])}\n"
-        f"{_at_chance(result, classes)}run folder: {folder.path}\n"
+        f"{_at_chance(result, config, classes)}run folder: {folder.path}\n"
         f"{next_commands(folder.path, config.output_dir)}"
     )

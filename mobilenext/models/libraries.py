@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from mobilenext.errors import InputError
-from mobilenext.models.weights import fit_weights
+from mobilenext.errors import InputError, first_line
+from mobilenext.models.weights import fit_weights, shrink_classifier
 from mobilenext.program import as_typed
 
 
@@ -28,9 +28,12 @@ def timm_model(
         num_classes: Logits.
         strides: Have to be 2 each.
         **arguments: For `timm.create_model`: pretrained, drop_rate, drop_path_rate, img_size, ...
+            With `pretrained`, a classifier for other classes than the published one's is new, see
+            `shrink_classifier`.
 
     Raises:
-        InputError: There is no such network, or it does not take the arguments.
+        InputError: There is no such network, it does not take the arguments, or its weights can't
+            be fetched.
     """
     import timm
 
@@ -38,9 +41,15 @@ def timm_model(
     if not timm.is_model(model_name.split(".")[0]):
         raise _unknown("timm", model_name, timm.list_models())
     try:
-        return timm.create_model(model_name, num_classes=num_classes, **arguments)
+        network = timm.create_model(model_name, num_classes=num_classes, **arguments)
+    except OSError as error:  # the hub's errors and those of connections are such
+        raise _not_fetched("timm", model_name, "published", error) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(f"timm's {model_name} can't be built with {arguments}: {error}") from error
+    published: Any = network.pretrained_cfg
+    if arguments.get("pretrained") and published["num_classes"] != num_classes:
+        shrink_classifier(network)
+    return network
 
 
 def torchvision_model(
@@ -93,13 +102,19 @@ def _load_default_weights(network: nn.Module, model_name: str) -> None:
         weights = torchvision.models.get_model_weights(model_name)["DEFAULT"]
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (KeyError, OSError) as error:
-        raise InputError(
-            f"torchvision's {model_name}: could not fetch its default weights ({error}); give a "
-            "file with init_from=FILE instead"
-        ) from error
+        raise _not_fetched("torchvision", model_name, "default", error) from error
     own = network.state_dict()
     fitted = fit_weights({name: value for name, value in state.items() if name in own}, network)
+    if fitted.classifier_left_out:
+        shrink_classifier(network)
     network.load_state_dict({**own, **fitted.tensors})
+
+
+def _not_fetched(library: str, model_name: str, which: str, error: Exception) -> InputError:
+    return InputError(
+        f"{library}'s {model_name}: could not fetch its {which} weights ({first_line(error)}); "
+        "fetch them where there is a network, and give the file with init_from=FILE"
+    )
 
 
 def _check_knobs(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mobilenext.errors import InputError
@@ -117,6 +118,30 @@ def classifier_modules(network: nn.Module) -> list[nn.Module]:
     else:
         found = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
     return [m for m in found if isinstance(m, nn.Module) and any(True for _ in m.parameters())]
+
+
+LARGE_STD = 0.02
+"""Standard deviation of a classifier's random weights above which they are large to begin with:
+MobileNeXt and MobileNetV2 have 0.01, torch's linear layers of 1,280 features 0.016."""
+
+
+@torch.no_grad()
+def shrink_classifier(network: nn.Module) -> None:
+    """Halve the weights of a new classifier, in place, until their deviation is below `LARGE_STD`.
+
+    EfficientNet's family draws them from U(-a, a) with a = classes ** -0.5, a standard deviation of
+    0.18 at ten classes. On features that were learned elsewhere its first answers would be sure and
+    wrong, and an epoch or more goes into unlearning them. Halving is exact: all processes have the
+    same weights afterwards.
+
+    Args:
+        network: With a random classifier.
+    """
+    for module in classifier_modules(network):
+        for name, value in module.named_parameters():
+            if name.endswith("weight") and value.ndim > 1:
+                while value.std() > LARGE_STD:
+                    value.mul_(0.5)
 
 
 def _classifier_names(network: nn.Module) -> set[str]:

@@ -62,11 +62,13 @@ class Detected:
     @property
     def start(self) -> str:
         """What the backbone began as."""
-        given = self.first.get("init_from")
-        frozen = ", frozen" if self.first["config"].get("freeze_backbone") else ""
-        if given is None:
-            return "random weights"
-        return f"{printable(Path(given['path']).stem)} ({given['sha256'][:8]}){frozen}"
+        given, config = self.first.get("init_from"), self.first["config"]
+        frozen = ", frozen" if config.get("freeze_backbone") else ""
+        frozen += ", norms frozen" if config.get("freeze_norms") else ""
+        if given is not None:
+            return f"{printable(Path(given['path']).stem)} ({given['sha256'][:8]}){frozen}"
+        published = config.get("model", {}).get("network", {}).get("pretrained") is True
+        return f"published weights{frozen}" if published else "random weights"
 
 
 def detected(results: Sequence[dict[str, Any]]) -> list[Detected]:

@@ -43,6 +43,7 @@ MIXING = ("mixup", "cutmix", "erasing", "cutout")
 ADDED_DEFAULTS = {
     "init_from": None,
     "freeze_backbone": False,
+    "freeze_norms": False,
     "layer_decay": None,
     "auxiliary_weight": 0.4,
     "eval_every": 1,
@@ -182,6 +183,8 @@ class Protocol:
             parts.append("from given weights")
         if config.get("freeze_backbone"):
             parts.append("classifier only")
+        if config.get("freeze_norms"):
+            parts.append("norms frozen")
         if config.get("layer_decay"):
             parts.append(f"layer decay {config['layer_decay']:g}")
         return ", ".join(parts) + f" (protocol {self.short})"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.files import printable
-from mobilenext.models.weights import fit_into
+from mobilenext.models.weights import fit_into, shrink_classifier
 from mobilenext.program import as_typed, fraction
 from mobilenext.runtime.distributed import Process
 from mobilenext.training.averages import AveragedWeights
@@ -80,7 +80,7 @@ class TrainState:
     def begin_with(self, path: Path, process: Process) -> None:
         """Give network and averages the weights of a file, and note which file it was.
 
-        A classifier for other classes keeps its random weights.
+        A classifier for other classes keeps its random weights, made small (`shrink_classifier`).
 
         Args:
             path: As `read_weights` takes it, or a run folder.
@@ -98,11 +98,15 @@ class TrainState:
             about = "" if str(path) in str(error) else f"{path}: "
             both = "" if given is None else _both_networks(self.described["model"], path)
             raise InputError(f"init_from: {about}{error}{both}") from error
+        is_detector = "detector" in self.described["model"]
+        if fitted.classifier_left_out and not is_detector:
+            shrink_classifier(self.network)
+        begun = {**self.network.state_dict(), **fitted.tensors}
         for network in self.evaluated().values():
-            network.load_state_dict({**network.state_dict(), **fitted.tensors})
+            network.load_state_dict(begun)
         self.described["init_from"] = {"path": str(path), "sha256": checksum}
         classes = len(self.described["classes"])
-        part = "head" if "detector" in self.described["model"] else "classifier"
+        part = "head" if is_detector else "classifier"
         anew = f" (new {part} for {classes} classes)" if fitted.classifier_left_out else ""
         which = f", its entry {given.entry}" if given.entry else ""
         say(f"weights from {path}{which}{anew}", process)

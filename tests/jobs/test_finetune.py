@@ -13,9 +13,13 @@ import safetensors.torch
 import torch
 
 import mobilenext.jobs.train as training
+from mobilenext.assembly.detection import train_detector_mode
+from mobilenext.assembly.network import train_mode
 from mobilenext.config import TrainConfig
 from mobilenext.config.targets import build
 from mobilenext.errors import InputError, Preempted
+from mobilenext.models import EfficientNet
+from mobilenext.models.weights import LARGE_STD
 from mobilenext.runtime.distributed import Process
 from mobilenext.seeding import seed_devices
 from mobilenext.training.step import Update
@@ -70,7 +74,10 @@ def test_only_the_classifier_learns(
 ) -> None:
     train(tmp_path, *NOISE, f"init_from={pretrained}", "freeze_backbone=true", "ema_decay=0.8",
           "seed=1")  # fmt: skip
-    assert f"weights from {pretrained}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"weights from {pretrained}\n" in said
+    assert "running statistics" not in said  # top-1 is at chance, and not because of these
+    assert "whether data.mean and data.std are those of their training" in said
     before = read_tensors(pretrained)
     checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
     for after in (checkpoint["network"], checkpoint["ema"]):
@@ -78,6 +85,34 @@ def test_only_the_classifier_learns(
         changed = {name for name in before if not torch.equal(before[name], after[name])}
         assert changed == set(HEAD)  # running statistics and their counters are as they were, too
     assert len(checkpoint["optimizer"]["state"]) == 2
+
+
+def test_frozen_norms_keep_their_statistics(tmp_path: Path, pretrained: Path) -> None:
+    train(tmp_path, *NOISE, f"init_from={pretrained}", "freeze_norms=true", "ema_decay=0.8")
+    before = read_tensors(pretrained)
+    checkpoint = torch.load(tmp_path / "last.pt", weights_only=True)
+    for after in (checkpoint["network"], checkpoint["ema"]):
+        for name, value in before.items():
+            is_statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+            assert torch.equal(after[name], value) == is_statistic, name
+
+
+def test_frozen_norms_compute_in_training_as_in_evaluation(pretrained: Path) -> None:
+    given = ("init_from=x.pth", "model.network.dropout=0")
+    network: torch.nn.Module = build(config(*given).model.network, num_classes=10)
+    network.load_state_dict(read_tensors(pretrained))
+    images = torch.randn(8, 3, 16, 16)
+    expected = network.eval()(images)
+    train_mode(network, config(*given, "freeze_norms=true"))
+    assert torch.equal(network(images), expected)
+    train_mode(network, config(*given))
+    assert not torch.allclose(network(images), expected, atol=0.1)
+    detector = composed("data=voc", "init_from=x.pth", "freeze_norms=true", job="detect")
+    tower = torch.nn.Sequential(network, torch.nn.BatchNorm2d(3))
+    train_detector_mode(tower, detector)
+    norms = [m for m in tower.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert not any(norm.training for norm in norms)
+    assert tower.training
 
 
 def test_a_classifier_for_other_classes_is_made_anew(
@@ -97,6 +132,21 @@ def test_a_classifier_for_other_classes_is_made_anew(
     assert result["init_from"] == {"path": str(elsewhere), "sha256": sha256_of(elsewhere)}
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["mobilenext"])["init_from"] == result["init_from"]
+
+
+def test_a_large_classifier_that_is_made_anew_is_made_small(tmp_path: Path) -> None:
+    """EfficientNet draws one with a standard deviation of 0.18 at ten classes."""
+    given = tmp_path / "b0.pth"
+    torch.save(EfficientNet(num_classes=ELSEWHERE).state_dict(), given)
+    begun = composed("model=efficientnet_b0", *MADE_UP, "data.source.train_images=8",
+                     "data.global_batch_size=8", "data.image_size=32", "epochs=1",
+                     f"init_from={given}", "optimizer.lr=0", "ema_decay=0.8",
+                     "schedule=constant")  # fmt: skip
+    training.train(placed(begun, tmp_path / "run"), CPU)
+    after = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    for kind in ("network", "ema"):
+        assert 0.01 < after[kind]["classifier.weight"].std() <= LARGE_STD
+    assert torch.equal(after["network"]["classifier.weight"], after["ema"]["classifier.weight"])
 
 
 def test_given_weights_help(tmp_path: Path, elsewhere: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mobilenext.errors import InputError
 from mobilenext.models import EfficientNet, MobileNetV2, MobileNeXt, mnext_l, mnext_s
-from mobilenext.models.weights import classifier_modules, fit_weights
+from mobilenext.models.weights import LARGE_STD, classifier_modules, fit_weights, shrink_classifier
 from tests.models.nontrivial import with_weights
 
 Tensors = dict[str, Tensor]
@@ -247,6 +247,24 @@ def test_which_layers_make_logits() -> None:
     assert [type(module) for module in pair] == [nn.Linear, nn.Linear]
     assert classifier_modules(torchvision.models.squeezenet1_0()) == []
     assert classifier_modules(MobileNeXt(0.35, num_classes=0)) == []
+
+
+def test_a_large_new_classifier_is_halved_until_it_is_small() -> None:
+    """By a power of two, so that it is exact; others, and the other layers, stay as they are."""
+    network = EfficientNet(num_classes=10)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert before["classifier.weight"].std() > 0.15
+    shrink_classifier(network)
+    after = network.state_dict()
+    assert LARGE_STD / 2 < after["classifier.weight"].std() <= LARGE_STD
+    assert torch.equal(after["classifier.weight"] * 16, before["classifier.weight"])
+    assert all(
+        torch.equal(after[name], before[name]) for name in before.keys() - {"classifier.weight"}
+    )
+    small = MobileNeXt(0.35, num_classes=10)
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    shrink_classifier(small)
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
 
 
 @pytest.mark.parametrize(

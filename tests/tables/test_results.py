@@ -64,7 +64,7 @@ def test_other_recipes_are_never_averaged(tmp_path: Path, key: str, value: Any) 
 def test_entries_that_came_later_keep_results_comparable(tmp_path: Path) -> None:
     later = {"config__init_from": None, "config__freeze_backbone": False,
              "config__layer_decay": None, "config__genotype": "darts_v2",
-             "config__auxiliary_weight": 0.4}  # fmt: skip
+             "config__auxiliary_weight": 0.4, "config__freeze_norms": False}  # fmt: skip
     (group,) = groups(tmp_path, fake_result(), fake_result(seed=1, **later))
     assert group.seeds == [0, 1]
     assert group.first.of_the_paper
@@ -92,11 +92,12 @@ def test_runs_with_given_weights(tmp_path: Path) -> None:
         fake_result(seed=3, **other),
         fake_result(seed=4, **given, config__freeze_backbone=True),
         fake_result(seed=5, **given, config__layer_decay=0.75),
+        fake_result(seed=6, **given, config__freeze_norms=True),
     )
     by_seeds = {tuple(group.seeds): group.first for group in found}
-    assert by_seeds.keys() == {(0,), (1, 2), (3,), (4,), (5,)}
+    assert by_seeds.keys() == {(0,), (1, 2), (3,), (4,), (5,), (6,)}
     told = {seeds: first.protocol.describe() for seeds, first in by_seeds.items()}
-    assert len(set(told.values())) == 5
+    assert len(set(told.values())) == 6
     assert "given weights" not in told[0,]
     assert "fp32, from given weights (protocol" in told[1, 2]
     assert "from given weights, classifier only (protocol" in told[4,]

@@ -103,6 +103,8 @@ def recipe(trained: Trained) -> Rows:
     ]
     if config.get("freeze_backbone"):
         rows.insert(1, ("trained layers", "the classifier only"))
+    if config.get("freeze_norms"):
+        rows.insert(1, ("batch norms", "with the running statistics of the initial weights"))
     if config.get("layer_decay") is not None:
         rows.insert(3, ("learning rate, layer by layer", f"times {config['layer_decay']:g} each"))
     return rows
@@ -281,7 +283,8 @@ def _resized(trained: Trained) -> int:
 def _initial_weights(trained: Trained) -> str:
     source = trained.init_from
     if source is None:
-        return "random"
+        published = trained.model["network"].get("pretrained")
+        return "those that the library has published" if published else "random"
     return f"{literal(Path(source['path']).name)}, SHA-256 {literal(source['sha256'])}"
 
 
