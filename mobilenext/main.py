@@ -257,43 +257,48 @@ def flags_last(arguments: list[str]) -> list[str]:
 
 
 def positional_as_override(arguments: list[str], schema: type) -> list[str]:
-    """Arguments with the bare ones among them as one override: runs=["a","b"], checkpoint="a".
+    """Arguments with the bare ones among them as overrides: runs=["a","b"], checkpoint="a".
 
     Args:
         arguments: As typed; one that exists as a path is a path, even with a `=` in it.
-        schema: The job's dataclass; a field of it that is `positional` takes them, a list any
-            number, another one only one.
+        schema: The job's dataclass. Its `positional` fields that have no override of their own take
+            them in order: each but the last one path, the last one too unless it is a list.
 
     Raises:
         InputError: There are bare arguments, and nothing takes them.
     """
-    fields = dataclasses.fields(schema)
-    item = next((item for item in fields if item.metadata.get("positional")), None)
-    key = None if item is None else item.name
+    fields = [item for item in dataclasses.fields(schema) if item.metadata.get("positional")]
     bare = []
     for place, text in enumerate(arguments):
-        path = "=" not in text or (key is not None and os.path.exists(text))
+        path = "=" not in text or (bool(fields) and os.path.exists(text))
         if path and not _is_value(arguments, place) and text[:1] not in ("-", "+", "~"):
             bare.append(place)
     if not bare:
         return arguments
-    if item is None:
-        raise _stray(arguments, bare[0])
-    quoted = ",".join(_quoted(arguments[place]) for place in bare)
-    before = arguments[: bare[0]]  # the override goes where the first one stood: flags may follow
+    before = arguments[: bare[0]]  # the overrides go where the first one stood: flags may follow
     after = [text for place, text in enumerate(arguments) if place > bare[0] and place not in bare]
-    if any(text.startswith(f"{key}=") for text in (*before, *after)):
+    given = {text.partition("=")[0] for text in (*before, *after)}
+    open_fields = [item for item in fields if item.name not in given]
+    if not open_fields:
         raise _stray(arguments, bare[0])
-    if item.type is str:
-        if len(bare) > 1:
-            given = [arguments[place] for place in bare]
-            raise InputError(
-                f"{key}: expected one path, got {len(bare)}: {shlex.join(given)}; quote a path "
-                f"with spaces, {shlex.quote(' '.join(given))}, or run them one after the other, "
-                f"-m {key}={shlex.quote(','.join(given))}"
-            )
-        return [*before, f"{key}={quoted}", *after]
-    return [*before, f"{key}=[{quoted}]", *after]
+    paths = [arguments[place] for place in bare]
+    made = [f"{item.name}={_quoted(paths.pop(0))}" for item in open_fields[:-1] if paths]
+    if paths:
+        made.append(_taking(open_fields[-1], paths))
+    return [*before, *made, *after]
+
+
+def _taking(item: dataclasses.Field[Any], paths: list[str]) -> str:
+    """The override with which a field takes paths."""
+    if item.type is not str:
+        return f"{item.name}=[{','.join(_quoted(path) for path in paths)}]"
+    if len(paths) > 1:
+        raise InputError(
+            f"{item.name}: expected one path, got {len(paths)}: {shlex.join(paths)}; quote a path "
+            f"with spaces, {shlex.quote(' '.join(paths))}, or run them one after the other, "
+            f"-m {item.name}={shlex.quote(','.join(paths))}"
+        )
+    return f"{item.name}={_quoted(paths[0])}"
 
 
 def _refuse_spelling(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Classify pictures: `python scripts/predict.py checkpoint=runs/latest images=FOLDER`."""
+"""Classify pictures: `python scripts/predict.py runs/latest FOLDER`."""
 
 from checkout import start
 

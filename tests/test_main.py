@@ -164,7 +164,7 @@ def test_flags_go_behind_overrides_with_their_values() -> None:
     [
         ("evaluate", "evaluate.py runs/NAME/HASH"),
         ("export", "export.py runs/NAME/HASH output=OUTPUT"),
-        ("predict", "predict.py checkpoint=runs/NAME/HASH IMAGES"),
+        ("predict", "predict.py runs/NAME/HASH IMAGES"),
         ("quantize", "quantize.py runs/NAME/HASH output=OUTPUT"),
         ("compare_curve", "compare_curve.py runs/NAME/HASH"),
     ],
@@ -478,6 +478,9 @@ def test_plain_lines_where_there_is_no_terminal(run) -> None:
     assert place.startswith("run folder: runs/mobilenext-0.35-synthetic/")
     (best,) = [line for line in lines if "evaluate.py checkpoint=" in line]
     assert best.endswith(f"checkpoint={place.removeprefix('run folder: ')}/best.pt")
+    named = place.removeprefix("run folder: ")
+    assert lines[-3].endswith(f"{REPO}/scripts/predict.py {named} PICTURES")
+    assert lines[-2].endswith(f"{REPO}/scripts/export.py {named} output=exported")
     assert lines[-1].endswith(f"{REPO}/scripts/report.py runs")
     assert "note: top-1 is what guessing among 10 classes gives. After 4 steps" in done.stdout
     assert "\r" not in done.stdout
@@ -511,6 +514,22 @@ def test_bare_arguments_become_an_override_where_they_stood() -> None:
     assert found == ['checkpoint="runs/latest"', *typed[1:]]
     found = positional_as_override(["a", "paper=true", "b", "--cfg", "job"], SCHEMAS["tables"])
     assert found == ['runs=["a","b"]', "paper=true", "--cfg", "job"]
+
+
+def test_a_run_and_then_its_pictures() -> None:
+    """Of several fields that take bare arguments, each has one path, and the last one the rest."""
+    for typed, read in (
+        (["runs/latest", "a", "b"], ['checkpoint="runs/latest"', 'images=["a","b"]']),
+        (["runs/latest", "shown=3", "a"], ['checkpoint="runs/latest"', 'images=["a"]', "shown=3"]),
+        (["checkpoint=x", "a", "b"], ["checkpoint=x", 'images=["a","b"]']),
+        (["images=[a]", "runs/latest"], ["images=[a]", 'checkpoint="runs/latest"']),
+        (["runs/latest"], ['checkpoint="runs/latest"']),
+    ):
+        assert positional_as_override(typed, SCHEMAS["predict"]) == read
+    with pytest.raises(InputError, match="checkpoint: expected one path, got 2: my run"):
+        positional_as_override(["my", "run", "images=[a]"], SCHEMAS["predict"])
+    with pytest.raises(InputError, match="argument 'run'"):
+        positional_as_override(["checkpoint=my", "run", "images=[a]"], SCHEMAS["predict"])
 
 
 def test_a_list_is_given_in_one_way() -> None:

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 
 from mobilenext.assembly.data import device_batches, evaluation_transform
-from mobilenext.assembly.detection import rebuilt_detector
+from mobilenext.assembly.detection import detector_words, rebuilt_detector
 from mobilenext.assembly.trained import complete_data, evaluation_data, is_detector, rebuilt
 from mobilenext.config import DataConfig, RuntimeConfig
 from mobilenext.config.fields import MISSING, check, path_field, path_list
@@ -23,6 +23,7 @@ from mobilenext.data.sources import is_image
 from mobilenext.data.transforms import RESAMPLING, EvalTransform
 from mobilenext.deploy.answers import Answer, sheet, thumbnail, to_json
 from mobilenext.deploy.formats import BY_SUFFIX, load
+from mobilenext.deploy.hub.card import network_words
 from mobilenext.deploy.hub.trained import Trained, read_trained
 from mobilenext.deploy.objects_page import (
     SHOWN_SIDE,
@@ -32,7 +33,7 @@ from mobilenext.deploy.objects_page import (
     objects_json,
     objects_sheet,
 )
-from mobilenext.deploy.preprocessing import read_preprocessing
+from mobilenext.deploy.preprocessing import PREPROCESSING, read_preprocessing
 from mobilenext.errors import InputError
 from mobilenext.files import check_output_folder, printable, read_regular, writable, write_whole
 from mobilenext.runtime.distributed import Process
@@ -40,6 +41,7 @@ from mobilenext.runtime.precision import ieee_float32
 from mobilenext.tables import to_csv
 from mobilenext.tables.predictions import predictions_table
 from mobilenext.training.progress import Progress, say
+from mobilenext.training.run_folder import RunFolder
 from mobilenext.training.weights_files import weights_path
 
 FILES = ("predictions.csv", "predictions.json", "predictions.html")
@@ -53,9 +55,9 @@ MOST_LINES = 20
 class PredictConfig:
     """Job `predict`."""
 
-    checkpoint: str = path_field(runs=True)
+    checkpoint: str = path_field(positional=True, runs=True)
     """A run folder (runs/latest is the newest), its .pt or .safetensors file, or an exported
-    network (.onnx, .pte, .pt2) with preprocessing.json beside it."""
+    network (.onnx, .pte, .pt2) with preprocessing.json beside it, or their folder."""
     images: list[str] = path_list(MISSING, positional=True)
     """Pictures, and folders that are searched for pictures. A picture in a folder that is named
     like a class is known to be of that class."""
@@ -224,7 +226,9 @@ def _label(path: Path, classes: tuple[str, ...]) -> str | None:
 
 def _opened(path: Path, config: PredictConfig, process: Process) -> "_Network | _Detector":
     """The network of a run or of an exported file, or a run's detector."""
+    path = _exported_in(path)
     if path.suffix in BY_SUFFIX and path.is_file():
+        say(f"network: {printable(path)}")
         how = read_preprocessing(path.parent)
         runner = load(path, max(1, process.cpus))
         transform = EvalTransform(how.image_size, how.short_side, how.interpolation)
@@ -233,6 +237,7 @@ def _opened(path: Path, config: PredictConfig, process: Process) -> "_Network | 
             lambda pixels: runner(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))),
         )  # fmt: skip
     trained = read_trained(weights_path(path), complete_data)
+    say(_network_line(trained))
     data = evaluation_data(trained.data.plain, {})
     if is_detector(trained.model):
         return _opened_detector(trained, data, config, process)
@@ -246,6 +251,28 @@ def _opened(path: Path, config: PredictConfig, process: Process) -> "_Network | 
             return network(images).float().cpu().numpy()
 
     return _Network(tuple(trained.classes), evaluation_transform(data), logits)
+
+
+def _exported_in(path: Path) -> Path:
+    """The one exported network of a folder that has `preprocessing.json`; else the path itself."""
+    if not (path / PREPROCESSING).is_file():
+        return path
+    found = [one for one in sorted(path.iterdir()) if one.suffix in BY_SUFFIX]
+    if len(found) > 1:
+        names = ", ".join(printable(one) for one in found)
+        raise InputError(f"{printable(path)}: expected one exported network, got several: {names}")
+    return found[0] if found else path
+
+
+def _network_line(trained: Trained) -> str:
+    """Which network answers: `runs/latest` does not say."""
+    detects = is_detector(trained.model)
+    what = detector_words(trained.model) if detects else network_words(trained)
+    epoch = f", epoch {trained.when}" if trained.when else ""
+    folder = RunFolder(trained.path.parent)
+    unfinished = folder.sessions.exists() and folder.result() is None
+    still = " (the run is not finished)" if unfinished else ""
+    return f"network: {printable(what)}{epoch}, from {printable(trained.path)}{still}"
 
 
 # ---- detectors ----

@@ -286,7 +286,7 @@ def _last_lines(result: dict[str, Any], config: SearchConfig, folder: RunFolder)
             f"{TOP1.text(result['top1'])} of {result['count']:,} held-out training images, in "
             f"{format_seconds(result['wall_seconds'])}",
             f"run folder: {folder.path}",
-            next_commands(folder.path, config.output_dir),
+            next_commands(folder.path, config.output_dir, answers=False),
             *([trains] if name in ("digits", "cifar10") else []),  # others' settings are unknown
         ]
     )

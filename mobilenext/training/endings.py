@@ -22,7 +22,7 @@ def already_finished(result: dict[str, Any], folder: Path, output_dir: str) -> s
         f"{used['device']}, {used['threads_per_process']} threads each)\n"
         f"run folder: {folder}\n"
         "to train again, give another seed or output_dir, or delete that folder\n"
-        f"{next_commands(folder, output_dir)}"
+        f"{next_commands(folder, output_dir, result.get('kind') != 'search')}"
     )
 
 
@@ -32,11 +32,22 @@ def _score(result: dict[str, Any]) -> str:
     return "" if measure is None else f"{measure.text(result[measure.key])} "
 
 
-def next_commands(folder: Path, output_dir: str) -> str:
-    """Commands of use after a run, as they are typed here."""
-    best = shlex.quote(str(folder / "best.pt"))
+def next_commands(folder: Path, output_dir: str, answers: bool = True) -> str:
+    """Commands of use after a run, as they are typed here.
+
+    Args:
+        folder: The run folder.
+        output_dir: Folder of run folders, for the report.
+        answers: Whether the run made a network that answers to pictures; a search does not.
+    """
+    run, best = shlex.quote(str(folder)), shlex.quote(str(folder / "best.pt"))
     board, report = _of_all_runs(output_dir)
-    return _next(board, f"{program.command('evaluate')} checkpoint={best}", report)
+    uses = (
+        f"{program.command('predict')} {run} PICTURES",
+        f"{program.command('export')} {run} output=exported",
+    )
+    evaluate = f"{program.command('evaluate')} checkpoint={best}"
+    return _next(board, evaluate, *(uses if answers else ()), report)
 
 
 def next_commands_of_sweep(output_dir: str) -> str:

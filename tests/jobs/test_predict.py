@@ -138,13 +138,18 @@ def test_names_are_escaped_and_few_are_shown(
 
 @pytest.mark.parametrize("name", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_an_exported_file_answers_alike(
-    answered: Path, learned: Path, pictures: Path, tmp_path: Path, name: str
-) -> None:
+    answered: Path, learned: Path, pictures: Path, tmp_path: Path, name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     if name == "onnx":
         pytest.importorskip("onnxscript")
     export(ExportConfig(str(learned), str(tmp_path / "x"), format=name), CPU)
     (file,) = (tmp_path / "x").glob("model.*")
-    predicted(file, [pictures], tmp_path / "out")
+    predicted(tmp_path / "x", [pictures], tmp_path / "out")
+    assert f"network: {file}\n" in capsys.readouterr().out
+    shutil.copy(file, file.with_stem("second"))
+    with pytest.raises(InputError, match=r"expected one exported network, got several: .*second"):
+        predicted(tmp_path / "x", [pictures], tmp_path / "out")
     ours, theirs = (
         json.loads((folder / "predictions.json").read_text())
         for folder in (answered, tmp_path / "out")
@@ -187,10 +192,14 @@ def test_bad_input(learned: Path, pictures: Path, tmp_path: Path) -> None:
 def test_the_command(run, learned: Path, pictures: Path, tmp_path: Path) -> None:
     shutil.copytree(learned, tmp_path / "runs" / "digits" / "1")
     one = next(pictures.glob("5/*.png"))
-    done = run("scripts/predict.py", "checkpoint=runs/latest", one, f"{pictures}/3")
+    done = run("scripts/predict.py", "runs/latest", one, f"{pictures}/3")
+    said = r"network: mobilenext, width 0\.35, epoch \d+ of \d+, from runs/digits/1/best\.pt\n"
+    assert re.match(said, done.stdout)
     assert f"{one}:  5 " in done.stdout
     assert "warning: left out: " in done.stdout + done.stderr
     assert "broken.png: expected an image file" in done.stdout + done.stderr
     assert all((tmp_path / "predictions" / name).exists() for name in FILES)
+    (tmp_path / "runs" / "digits" / "1" / "result.json").unlink()
     again = run("scripts/predict.py", "checkpoint=runs/latest", f"images={one}")
+    assert "from runs/digits/1/best.pt (the run is not finished)\n" in again.stdout
     assert "1 picture, 1 of 1 with a known class right (100.00 %)" in again.stdout
