@@ -135,9 +135,14 @@ def _help(schema: type, config_name: str) -> str:
 
     Hydra's own names each key without saying what it means, and takes seconds for its list.
     """
-    given = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+    typed = sys.argv[1:]
+    given = [
+        text
+        for place, text in enumerate(typed)
+        if "=" in text and not text.startswith("-") and not _is_value(typed, place)
+    ]
     folders = _config_folders()
-    where = [f"hydra.searchpath=[file://{added.absolute()}]" for added in folders[1:]]
+    where = [f"hydra.searchpath=[{_quoted(f'file://{added.absolute()}')}]" for added in folders[1:]]
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             composed = hydra.compose(config_name, [*given, *where], return_hydra_config=True)

@@ -98,6 +98,14 @@ QUICK = (*TINY, *MADE_UP, "data.source.train_images=144")
             ["+model.network.dropout=0.1: model.network.dropout is there already: leave out the +"],
         ),
         (["+model=timm"], ["error: +model=timm: model is there already: leave out the +"]),
+        (
+            ["+model=mobilenext"],
+            [
+                "error: +model=mobilenext: a choice of model is made already",
+                "give model=... once, without +",
+            ],
+        ),
+        (["name=${foo.bar}"], ["error: name: ${foo.bar} names no key; --help lists them"]),
         (["~model.network.x"], ["error: ~model.network.x: there is no key model.network.x"]),
         (["model.network.kernel=5"], ["did you mean +model.network.kernel_size?"]),
         (["freeze_backbone=true"], ["error: freeze_backbone=true: expected false, or"]),
@@ -200,9 +208,10 @@ def test_hydras_errors_in_full_where_they_are_asked_for(run) -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_help_says_what_each_key_means(run, columns: int) -> None:
-    columns_are = {"env": {"COLUMNS": str(columns)}}
-    said = run("train.py", "--help", "model=mobilenetv2", "epochs=7", **columns_are).stdout
+def test_help_says_what_each_key_means(run, tmp_path: Path, columns: int) -> None:
+    (tmp_path / "mine=1").mkdir()  # a folder with configs, and no key
+    given = ("model=mobilenetv2", "epochs=7", "--config-dir", "mine=1")
+    said = run("train.py", "--help", *given, env={"COLUMNS": str(columns)}).stdout
     command, *lines = said.splitlines()  # the command has a path to Python: as long as it is
     assert command.startswith("usage: ")
     assert max(map(len, lines)) <= columns

@@ -171,6 +171,13 @@ def _wrong_sign(message: str, overrides: Sequence[str]) -> str | None:
             return None
         without = given[0].lstrip("+")
         return f"{given[0]}: {found[1]} is there already: leave out the +, {without}"
+    found = re.fullmatch(r"([\w/@]+) appears more than once in the final defaults list", message)
+    if found is not None:
+        given = next((text for text in overrides if _key_of(text) == found[1]), found[1])
+        return (
+            f"{given}: a choice of {found[1]} is made already, and there can be only one; give "
+            f"{found[1]}=... once, without +"
+        )
     found = re.match(r"Could not delete from config\. '(.+)' does not exist", message)
     if found is not None:
         return f"~{found[1]}: there is no key {found[1]} to take out; --help lists all keys"

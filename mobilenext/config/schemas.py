@@ -113,6 +113,9 @@ def typed(config: DictConfig) -> Any:
         raise InputError(no_value(key, _usual_form(config, key))) from error
     except OmegaConfBaseException as error:
         key = missing_key(error)
+        if key is not None and _hint(OmegaConf.get_type(config), key) is None:  # pyright: ignore[reportArgumentType]
+            wanted = getattr(error, "full_key", None)
+            raise InputError(f"{wanted}: ${{{key}}} names no key; --help lists them") from error
         if key is not None:
             raise InputError(no_value(key)) from error
         cause: BaseException | None = error
