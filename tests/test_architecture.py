@@ -25,7 +25,7 @@ TOP = {"main": LEAVES | GROUND | {"training", "sweeps", "execution"},
        "start": {"main", "jobs", "config", "errors", "program"},
        "__main__": {"start", "jobs", "program"}}  # fmt: skip
 """The ways in, above all rooms, and what they import."""
-KNOW_NO_NETWORK = ("models.complexity", "models.weights", "models.registry")
+KNOW_NO_NETWORK = ("models.complexity", "models.fused", "models.registry", "models.weights")
 """What jobs and `assembly` may take of `models`."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_RUN, LONGEST_TRAIN = 250, 70

@@ -1,0 +1,160 @@
+"""Norms that are trained together with ReLU6 and shortcut: by Triton's interpreter, on the CPU."""
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mobilenext.errors import InputError
+from mobilenext.models import MobileNeXt, fused
+from mobilenext.models.fused import FusedLayers, fuse_norms
+from mobilenext.runtime.precision import Precision
+from mobilenext.training.graph import GraphedUpdate
+from mobilenext.training.step import Update
+from tests.commands import run_command
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+"""Of results, over the largest of them: a spacing of 16 bits, since the interpreter cuts off what a
+GPU rounds."""
+LARGE_MEAN = 1e-4
+"""Of 1,000: a mean of float32 is rounded by 3e-5, as torch's."""
+
+
+@pytest.fixture(scope="module")
+def interpreted(once: Callable[..., Path]) -> dict[str, Any]:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        done = run_command(
+            "tests/fused_interpreted.py", cwd=folder, env={"TRITON_INTERPRET": "1"},
+            before=lambda: None,  # no fork of a process that may have loaded Triton
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (folder / "found.json").write_text(done.stdout.splitlines()[-1])
+
+    return json.loads((once("fused", make) / "found.json").read_text())
+
+
+@needs_triton
+def test_outputs_statistics_and_gradients_are_torchs(interpreted: dict[str, Any]) -> None:
+    """Of shapes that tiles don't divide, with the shortcut, a part of it and without."""
+    found = interpreted["against torch"]
+    assert len(found) == 13
+    for name, errors in found.items():
+        dtype = name.rpartition(" ")[2]
+        for entry, error in errors.items():
+            exact = entry not in ("y", "dx", "dshortcut")  # float32, whatever the input is
+            bound = TOLERANCES["float32" if exact else dtype]
+            assert error < (LARGE_MEAN if "large mean" in name else bound), (name, entry)
+            if entry == "dshortcut":
+                assert error == 0, name
+
+
+@needs_triton
+def test_borders_and_what_is_no_number(interpreted: dict[str, Any]) -> None:
+    """The gradient of ReLU6 at -0.003, 0.003 .. as torch has it: 0 at 0 and 6, kept at NaN."""
+    assert interpreted["borders"][:6] == [0, 1, 1, 1, 0, 0]
+    assert math.isnan(interpreted["borders"][6])
+    assert interpreted["nan stays"]
+    assert interpreted["equal bits"]
+
+
+@needs_triton
+def test_networks_train_as_before(interpreted: dict[str, Any]) -> None:
+    """Loss, gradients and statistics are as near to those of float64 as torch's are."""
+    for name, found in interpreted["networks"].items():
+        assert (found["norms"], found["shortcuts"]) == (18, 2)
+        for entry in ("loss", "gradients", "running"):
+            plain, joined = found[entry]
+            near = {"fp32": 1e-6, "bf16": 5e-3}[name]
+            assert joined < max(near, 1.5 * plain), (name, entry)
+
+
+@needs_triton
+def test_only_training_is_fused(interpreted: dict[str, Any]) -> None:
+    for part in ("evaluated", "fallbacks"):
+        assert [name for name, same in interpreted[part].items() if not same] == []
+
+
+@needs_triton
+def test_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the interpreter takes need not compile; this needs no GPU."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mobilenext.models import norm_kernels
+
+    kernels = [
+        value for value in vars(norm_kernels).values() if isinstance(value, triton.JITFunction)
+    ]
+    launched = [one for one in kernels if one.arg_names[-2:] == ["height", "width"]]
+    launched = [one for one in launched if "first" not in one.arg_names]
+    assert len(launched) == 6
+    kinds = {"*bf16": ("x", "y", "dx", "dy", "shortcut"), "fp32": ("momentum", "eps"),
+             "i32": ("count", "channels", "share", "number", "added")}  # fmt: skip
+    fixed = {"height": 64, "width": 64, "clamped": True, "adds": True}
+    for kernel in launched:
+        constants = {name: fixed[name] for name in kernel.arg_names if name in fixed}
+        signature = {name: next((k for k, names in kinds.items() if name in names), "*fp32")
+                     for name in kernel.arg_names}  # fmt: skip
+        signature |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(kernel, signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
+
+
+def test_networks_without_such_a_pair_are_refused() -> None:
+    network = MobileNeXt(width_mult=0.35, activation_layer=nn.SiLU, shortcut="none")
+    with pytest.raises(InputError, match=r"a batch norm before a ReLU6.*got a MobileNeXt without"):
+        fuse_norms(network)
+
+
+def test_a_row_of_layers_is_replaced_itself() -> None:
+    rows = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU6())
+    joined = fuse_norms(rows)
+    assert isinstance(joined, FusedLayers)
+    assert list(joined) == list(rows)
+    pixels = torch.rand(2, 3, 4, 4)
+    assert torch.equal(joined.eval()(pixels), rows(pixels))
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("graphed", [False, True])
+def test_on_cuda_training_is_as_before(graphed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of five steps, eager and as a graph; two fused runs are the same bits."""
+    device, calls = torch.device("cuda", 0), []
+    real = fused._fused
+    monkeypatch.setattr(fused, "_fused", lambda *given: calls.append(given) or real(*given))
+
+    def losses(change: Callable[[nn.Module], nn.Module]) -> list[float]:
+        torch.manual_seed(0)
+        made: Any = MobileNeXt(width_mult=0.35, num_classes=4, dropout=0.0).to(device)
+        network = change(made.to(memory_format=torch.channels_last).train())
+        optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, fused=True)
+        update = Update(network, optimizer, Precision("bf16", device))
+        step = GraphedUpdate(update) if graphed else update
+        images = torch.randn((32, 3, 96, 96), generator=torch.Generator().manual_seed(0))
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(32, device=device) % 4
+
+        def loss(network: nn.Module, images: Any, labels: Any) -> tuple[torch.Tensor, None]:
+            return nn.functional.cross_entropy(network(images).float(), labels), None
+
+        return [float(step((images, labels), loss).loss) for _ in range(5)]
+
+    first = losses(fuse_norms)
+    assert len(calls) == (4 if graphed else 5) * 48  # all of them fit; a recording is one step
+    assert losses(fuse_norms) == first
+    assert first == pytest.approx(losses(lambda network: network), rel=0.02)
