@@ -13,7 +13,7 @@ COPY mobilenext mobilenext
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.12-slim-bookworm
-# runtime.compile=true needs a C compiler as well: --build-arg PACKAGES="gcc libc6-dev"
+# runtime.compile=true and runtime.fused=true need a C compiler as well: --build-arg PACKAGES="gcc libc6-dev"
 ARG PACKAGES=""
 RUN apt-get update \
     && apt-get install -y --no-install-recommends libjpeg62-turbo $PACKAGES \

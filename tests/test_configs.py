@@ -416,6 +416,9 @@ def test_paper_text_experiment() -> None:
         ("augment.mixup=-1", "augment.mixup"),
         ("runtime.micro_batch=0", "runtime.micro_batch=0: expected at least 1"),
         ("runtime.timeout_minutes=0", "runtime.timeout_minutes"),
+        (("runtime.fused=true", "runtime.compile=true"), "runtime.fused=true: expected false with"),
+        (("runtime.fused=true", "runtime.channels_last=false"),
+         "runtime.channels_last=false: expected true with runtime.fused=true"),
         ("nonfinite=ignore", "nonfinite=ignore: expected one of stop, skip"),
         ("batch_norm=none", "batch_norm=none: expected one of reduce, broadcast, sync"),
         ("data.on_bad_image=delete", "data.on_bad_image=delete: expected one of error, skip"),
@@ -429,9 +432,9 @@ def test_paper_text_experiment() -> None:
         ("+data.typo=1", r"unknown key data\.typo"),
     ],
 )  # fmt: skip
-def test_wrong_values_are_named(override: str, message: str) -> None:
+def test_wrong_values_are_named(override: str | tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        composed(override)
+        composed(*([override] if isinstance(override, str) else override))
 
 
 def test_fused_sgd_does_not_go_with_a_gradient_scaler() -> None:
@@ -537,7 +540,8 @@ def test_fingerprint_is_what_determines_the_result(tmp_path: Path) -> None:
     for override in ("width=0.5", "identity=1/2", "seed=1", "epochs=3", "optimizer.lr=0.3",
                      "runtime.precision=bf16", "augment.hflip=0.1", "data.image_size=40",
                      "strides=[1,1,2,2,2]", "nonfinite=skip", "data.order=blocks",
-                     "data.on_bad_image=skip", "init_from=x.pth", "layer_decay=0.9"):  # fmt: skip
+                     "data.on_bad_image=skip", "init_from=x.pth", "layer_decay=0.9",
+                     "runtime.fused=true"):  # fmt: skip
         assert fingerprint(composed(override)) != same, override
 
 

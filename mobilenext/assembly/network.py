@@ -1,5 +1,8 @@
 """From a config to a network, its optimiser and its schedule; checked before the run begins."""
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +21,7 @@ from mobilenext.data import ImageData, labels_checksum
 from mobilenext.errors import InputError, first_line
 from mobilenext.metrics.classification import check_logits, logits_of
 from mobilenext.models.complexity import Complexity, measure_complexity
+from mobilenext.models.fused import fuse_norms
 from mobilenext.models.weights import classifier_modules
 from mobilenext.optim import weight_decay_groups
 from mobilenext.runtime.distributed import Process
@@ -60,7 +64,7 @@ def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Mo
     """The network on its process's device, in its memory format, with the norms that are asked.
 
     Raises:
-        InputError: Norms of several processes can't be compiled.
+        InputError: Norms of several processes can't be compiled, or these norms can't be fused.
     """
     ranks = images_of_pass(config, process)[1]
     if ranks > 1 and config.runtime.compile:
@@ -70,9 +74,28 @@ def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Mo
             "compiled graph would break; use runtime.compile=false"
         )
     network = synchronize(network, process, ranks)
+    if config.runtime.fused:
+        _check_fused(ranks, process)
+        network = fuse_norms(network)
     if config.runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network.to(process.device)
+
+
+def _check_fused(ranks: int, process: Process) -> None:
+    """Raise `InputError` if norms of so many processes can't be trained by Triton here."""
+    compilers = [os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))]
+    reasons = {
+        f"a CUDA device, got {process.device.type}": process.device.type != "cuda",
+        f"norms of one process, and these are of {ranks} (batch_norm=sync, or norm_batch above a "
+        "process's images)": ranks > 1,
+        "the package triton, which torch's CUDA builds for Linux bring along, found none":
+            importlib.util.find_spec("triton") is None,
+        "a C compiler for Triton (CC, clang or gcc), found none": not any(compilers),
+    }  # fmt: skip
+    for expected, missing in reasons.items():
+        if missing:
+            raise InputError(f"runtime.fused=true: expected {expected}; or runtime.fused=false")
 
 
 def averages(network: nn.Module, config: LoopConfig) -> AveragedWeights | None:

@@ -19,6 +19,8 @@ class DetectConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.negatives > 0, "negatives", "above 0", self.negatives)
+        expected = "false for a detector, whose backbone torch.fx has taken apart"
+        check(not self.runtime.fused, "runtime.fused", expected, self.runtime.fused)
         size, evaluated = self.data.image_size, self.data.eval_size
         check(
             size == evaluated,

@@ -258,6 +258,9 @@ class RuntimeConfig:
     graph: bool = machine_only(False)
     """Launch an optimiser step as one CUDA graph, the same bits; for steps that wait for the host.
     Needs optimizer.fused=true."""
+    fused: bool = added_later(False)
+    """Train batch norms together with the ReLU6 and the shortcut behind them, on CUDA, by Triton.
+    The last bits differ; not measured."""
     deterministic: bool = False
     """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
     micro_batch: int | None = None
@@ -273,6 +276,10 @@ class RuntimeConfig:
         for key in ("micro_batch", "threads", "log_every"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"runtime.{key}", "at least 1", value)
+        expected = "false with runtime.compile=true, which fuses operators in its own way"
+        check(not (self.fused and self.compile), "runtime.fused", expected, self.fused)
+        expected = "true with runtime.fused=true, whose kernels know no other format"
+        check(self.channels_last or not self.fused, "runtime.channels_last", expected, False)
         check(self.timeout_minutes > 0, "runtime.timeout_minutes", "above 0", self.timeout_minutes)
 
 

@@ -94,6 +94,8 @@ class SearchConfig(LoopConfig):
             check(not getattr(self, key), key, "false in a search", True)
         expected = "false in a search, which does two kinds of steps"
         check(not self.runtime.graph, "runtime.graph", expected, self.runtime.graph)
+        expected = "false in a search, whose cells have no ReLU6"
+        check(not self.runtime.fused, "runtime.fused", expected, self.runtime.fused)
         expected = "null in a search; runtime.micro_batch divides its batches"
         check(self.norm_batch is None, "norm_batch", expected, self.norm_batch)
         expected = "reduce or broadcast: a supernet's norms have no synchronised form"

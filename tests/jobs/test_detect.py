@@ -220,6 +220,7 @@ def test_two_processes_train(run, tree: Path, tmp_path: Path) -> None:
         (("runtime.micro_batch=4",), "runtime.micro_batch=4: expected a divisor of 6"),
         (("data.source.classes=[red]",), "green"),
         (("freeze_backbone=true",), "freeze_backbone=true: expected false"),
+        (("runtime.fused=true",), "runtime.fused=true: expected false for a detector"),
         (("model=timm", "model.name=vit_tiny_patch16_224", "width=1", "data.image_size=224"),
          "strides 16 and 32"),
     ],

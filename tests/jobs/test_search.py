@@ -311,6 +311,7 @@ def test_names_that_mean_nothing(name: str, message: str, monkeypatch: Any) -> N
         (("norm_batch=8",), "norm_batch=8: expected null in a search"),
         (("eval_every=2",), "eval_every=2: expected 1 in a search"),
         (("runtime.graph=true",), "runtime.graph=true: expected false in a search"),
+        (("runtime.fused=true",), "runtime.fused=true: expected false in a search"),
         (("~architecture_optimizer.lr",), "architecture_optimizer=.*: expected an entry lr"),
         (("space.operators=[skip_connect]",), "operators: expected some of none, .*two or more"),
         (("order=second", "optimizer=sgd"), "optimizer.nesterov=true: expected false"),

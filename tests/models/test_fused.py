@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+from mobilenext.assembly.network import new_network
 from mobilenext.errors import InputError
 from mobilenext.models import MobileNeXt, fused
 from mobilenext.models.fused import FusedLayers, fuse_norms
+from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
 from mobilenext.training.graph import GraphedUpdate
 from mobilenext.training.step import Update
 from tests.commands import run_command
+from tests.composed import TINY, composed
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -111,6 +115,25 @@ def test_kernels_compile_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         source = ASTSource(kernel, signature, constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
         assert compiled.asm["cubin"]
+
+
+def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, two = Process(torch.device("cuda", 0)), Process(torch.device("cuda", 0), 0, 2)
+    monkeypatch.setattr("mobilenext.assembly.network.synchronize", lambda network, *_: network)
+
+    def refused(process: Process, message: str, *overrides: str) -> None:
+        line = rf"runtime\.fused=true: expected {message}.*; or runtime\.fused=false"
+        with pytest.raises(InputError, match=line):
+            new_network(composed(*TINY, "runtime.fused=true", *overrides), 10, process)
+
+    refused(Process(torch.device("cpu")), "a CUDA device, got cpu")
+    refused(two, "norms of one process, and these are of 2", "batch_norm=sync")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    refused(cuda, "a C compiler for Triton .* found none")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(cuda, "the package triton, .* found none")
 
 
 def test_networks_without_such_a_pair_are_refused() -> None:

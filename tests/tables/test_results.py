@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mobilenext.config import DataConfig, RuntimeConfig, TrainConfig
+from mobilenext.config import AugmentConfig, DataConfig, RuntimeConfig, TrainConfig
 from mobilenext.errors import InputError
 from mobilenext.tables import fraction, group_results, read_results
-from mobilenext.tables.results import ADDED_DEFAULTS, NOT_PROTOCOL
+from mobilenext.tables.results import ADDED_DEFAULTS, ADDED_INSIDE, NOT_PROTOCOL
 from tests.results import fake_result, write_results
 
 
@@ -70,6 +70,10 @@ def test_entries_that_came_later_keep_results_comparable(tmp_path: Path) -> None
     assert group.first.of_the_paper
     added = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.metadata.get("added")}
     assert added == ADDED_DEFAULTS
+    for place, config in (("data", DataConfig), ("augment", AugmentConfig),
+                          ("runtime", RuntimeConfig)):  # fmt: skip
+        inside = {f.name: f.default for f in dataclasses.fields(config) if f.metadata.get("added")}
+        assert inside == ADDED_INSIDE[place]
 
 
 def test_what_decides_no_result_is_no_protocol() -> None:
