@@ -14,6 +14,7 @@ all of it is in gpu.json, and what parts print beside it in logs.
     steps      an optimiser step on a ready batch: ours now, with averaged weights (ours and
                timm's), a bare loop, that with fused SGD, and in a graph; small batches
     evaluation scores of ready batches: images/s of one network, and of a raw and an averaged one
+    fused_norms   our step with runtime.fused=true, eager and as a graph; as a graph without it
     ours timm bare   end to end from the JPEGs: images/s of the second epoch, share of data wait
     runs       three runs of train.py with runtime=exact, one of them ended and gone on: equal?
     exact      two runs of a bare loop, and eager against graph, by the SHA-256 of the weights
@@ -49,8 +50,8 @@ REPO = Path(__file__).resolve().parents[1]
 
 PARTS = {  # seconds at most, in the order of what matters
     "ceilings": 30, "syncs": 75, "steps": 150, "ours": 120, "timm": 150, "runs": 100, "exact": 80,
-    "evaluation": 60, "compiled": 130, "colours": 60, "bare": 120, "compiled_default": 130,
-    "precision": 80,
+    "evaluation": 60, "fused_norms": 120, "compiled": 130, "colours": 60, "bare": 120,
+    "compiled_default": 130, "precision": 80,
 }  # fmt: skip
 
 STEPS = int(os.environ.get("STEPS", "20"))
@@ -448,6 +449,26 @@ def evaluation(a: argparse.Namespace) -> None:
         tell({"row": f"evaluation, {name}", "batch": a.batch, "batches": loader.batches,
               "images_per_second": 1e3 * loader.images / took,
               **{f"waits_{key}": value for key, value in waits.items()}})  # fmt: skip
+
+
+FUSED = ("runtime.fused=true",)
+GRAPH = ("runtime.graph=true", "+optimizer.fused=true", "optimizer.foreach=null")
+
+
+def fused_norms(a: argparse.Namespace) -> None:
+    """Our step with fused norms, eager and as a CUDA graph, and such a graph without them."""
+    for batch in (a.batch, *(small for small in SMALL_BATCHES if small < a.batch)):
+        few = argparse.Namespace(**{**vars(a), "batch": batch})
+        for name, overrides in (
+            ("fused norms", FUSED), ("in a CUDA graph", GRAPH),
+            ("fused norms, in a CUDA graph", (*FUSED, *GRAPH)),
+        ):  # fmt: skip
+            if a.device != "cuda":
+                tell({"row": f"ours now, {name}", "batch": batch, "left_out": "needs CUDA"})
+                continue
+            m = made(few, *overrides)
+            row(f"ours now, {name}", our_step(m), few)
+            del m
 
 
 WIDE = {"realize_reads_threshold": 12, "realize_opcount_threshold": 100}

@@ -42,6 +42,8 @@ TESTED = {
     "exact": ["equal bits, runtime=exact", "equal bits, runtime=auto"],
     "evaluation": ["evaluation, one network", "evaluation, raw and averaged"],
     "colours": ["to_device, none", "to_device, jitter", "to_device, jitter, hue, erasing"],
+    "fused_norms": ["ours now, fused norms", "ours now, in a CUDA graph",
+                    "ours now, fused norms, in a CUDA graph"] * 2,
     "precision": ["ours now, bf16", "ours now, fp16", "ours now, tf32", "ours now, fp32"],
 }  # fmt: skip
 """Rows of the parts that need no more than a ready batch, on the CPU."""
@@ -60,6 +62,7 @@ def test_gpu_parts_on_a_ready_batch(part: str, tmp_path: Path) -> None:
     if part == "steps":
         assert [row["batch"] for row in rows] == [10] * 5 + [8]
     assert all(row["two_runs"] for row in rows if part == "exact")
+    assert all(row["left_out"] == "needs CUDA" for row in rows if part == "fused_norms")
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_outputs_statistics_and_gradients_are_torchs(interpreted: dict[str, Any]
 
 @needs_triton
 def test_borders_and_what_is_no_number(interpreted: dict[str, Any]) -> None:
-    """The gradient of ReLU6 at -0.003, 0.003 .. as torch has it: 0 at 0 and 6, kept at NaN."""
+    """Gradients of ReLU6 as torch has them: none at 0 and at 6, and those of NaN stay."""
     assert interpreted["borders"][:6] == [0, 1, 1, 1, 0, 0]
     assert math.isnan(interpreted["borders"][6])
     assert interpreted["nan stays"]
@@ -78,7 +78,8 @@ def test_networks_train_as_before(interpreted: dict[str, Any]) -> None:
         assert (found["norms"], found["shortcuts"]) == (18, 2)
         for entry in ("loss", "gradients", "running"):
             plain, joined = found[entry]
-            near = {"fp32": 1e-6, "bf16": 5e-3}[name]
+            # Gradients jump where an activation falls to the other side of 0 or 6.
+            near = 1e-6 if name == "fp32" and entry != "gradients" else 5e-3
             assert joined < max(near, 1.5 * plain), (name, entry)
 
 
