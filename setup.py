@@ -1,7 +1,8 @@
-"""Builds the native decoder where a C compiler is; without one the install succeeds all the same.
+"""Builds the native decoder and norms where a C compiler is; without one the install succeeds too.
 
 With libjpeg-turbo's headers (Debian: libjpeg62-turbo-dev) it also decodes progressive and CMYK
-files itself and can write restart-indexed ones.
+files itself and can write restart-indexed ones. The norms need a compiler that knows OpenMP as
+GNU's library has it: gcc on Linux.
 """
 
 import logging
@@ -16,24 +17,26 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = ["batch", "baseline", "huffman", "kernels", "kernels_avx2", "restart", "turbo"]
 EXTRA = os.environ.get("MOBILENEXT_NATIVE_CFLAGS", "").split()
+DECODER, NORMS = "mobilenext.data._native", "mobilenext.models._norms"
+# Contracted multiply-adds would round differently on processors that have them.
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", *EXTRA]
 
 
 class BuildNative(build_ext):
     """Asks the compiler what there is, then builds or leaves out."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Build, with libjpeg if it links."""
+        """Build, the decoder with libjpeg if it links."""
         if sys.platform == "win32":
-            logging.warning("mobilenext: the native decoder is not built on Windows")
+            logging.warning("mobilenext: %s is not built on Windows", ext.name)
             return
-        compiler = [*self.compiler.compiler_so, *EXTRA]
-        if _links_libjpeg(compiler):
+        if ext.name == DECODER and _links_libjpeg([*self.compiler.compiler_so, *EXTRA]):
             ext.define_macros.append(("HAVE_LIBJPEG", "1"))
             ext.libraries.append("jpeg")
         try:
             super().build_extension(ext)
-        except Exception as error:  # no compiler, or one that is too old: the wheels serve instead
-            logging.warning("mobilenext: the native decoder was not built (%s)", error)
+        except Exception as error:  # no compiler, or one that is too old: others serve instead
+            logging.warning("mobilenext: %s was not built (%s)", ext.name, error)
 
 
 def _links_libjpeg(compiler: list[str]) -> bool:
@@ -61,22 +64,23 @@ setup(
     package_dir={"mobilenext.configs": "configs"},
     ext_modules=[
         Extension(
-            "mobilenext.data._native",
+            DECODER,
             sources=[f"native/{name}.c" for name in SOURCES],
             depends=["native/mobilenext.h", "native/internal.h", "native/kernels.inc"],
-            # Contracted multiply-adds would round differently on processors that have them.
-            extra_compile_args=[
-                "-std=gnu11",
-                "-O3",
-                "-ffp-contract=off",
-                "-fvisibility=hidden",
-                "-pthread",
-                *EXTRA,
-            ],
+            extra_compile_args=[*FLAGS, "-pthread"],
             extra_link_args=["-pthread", *EXTRA],
             libraries=["m"],
             optional=True,
-        )
+        ),
+        Extension(
+            NORMS,
+            sources=["native/norms.c"],
+            # Comparisons become masks of vectors; OpenMP is not linked, torch has loaded one.
+            extra_compile_args=[*FLAGS, "-fopenmp", "-fno-trapping-math", "-fno-math-errno"],
+            extra_link_args=EXTRA,
+            libraries=["m"],
+            optional=True,
+        ),
     ],
     cmdclass={"build_ext": BuildNative},
 )

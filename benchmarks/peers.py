@@ -8,8 +8,8 @@ class the validation images. TRAIN_PY is train.py of pytorch-image-models, at a 
 installed timm. Whole processes in turns, each the second of two epochs: same network (MobileNeXt),
 images, batch, random crops and flips, bilinear interpolation, channels_last, SGD; as many loader
 processes as cores. timm's runs with glibc as it is, as its users have it. The bare loop has one
-ready batch in memory, nothing to load, count, seed or check, and keeps freed memory as ours does:
-no training is faster.
+ready batch in memory, nothing to load, count, seed or check, and keeps freed memory as ours does;
+its norms are torch's.
 """
 
 import argparse

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mobilenext.models import MobileNeXt, fused, norm_kernels
-from mobilenext.models.fused import fuse_norms
+from mobilenext.models.fused import FusedNorm, fuse_norms
 from mobilenext.models.sandglass import SandglassBlock
 from mobilenext.runtime.precision import Precision
 from mobilenext.training.step import Update
 
-fused.DEVICES = ("cpu",)
+BY_TRITON = {"cpu": fused.KERNELS["cuda"]}
+fused.KERNELS = BY_TRITON
 
 SIZES = {  # batch, channels, height, width, and channels of the shortcut
     "one tile": (2, 16, 5, 3, 0),
@@ -219,11 +220,12 @@ def whole_networks() -> dict[str, Any]:
     for name, precision, more in (("fp32", "fp32", whole), ("bf16", "bf16", part)):
         exact = trained(network(**more).double(), "fp32", IMAGES.double())
         plain = trained(network(**more), precision)
-        calls, real = [], fused._fused
-        fused._fused = lambda *given: calls.append(given[-1]) or real(*given)  # noqa: B023
+        calls, real = [], FusedNorm._fused
+        watched: Any = lambda *given: calls.append(given[-1]) or real(*given)  # noqa: B023, E731
+        FusedNorm._fused = watched
         with tiles(2**16, 2048):
             joined = trained(fuse_norms(network(**more)), precision)
-        fused._fused = real
+        FusedNorm._fused = real
         found[name] = {
             "norms": len(calls),
             "shortcuts": sum(added > 0 for added in calls),
@@ -273,18 +275,19 @@ def frozen(made: nn.Module) -> None:
             module.eval()
 
 
-def refused(*given: Any) -> Tensor:
+def refused(*given: Any) -> Any:
     raise AssertionError(f"{given} went to the kernels")
 
 
 def same(change: Callable[[nn.Module], object], x: Tensor, **more: Any) -> bool:
     """Whether a fused block has torch's bits after a change to it, and runs no kernel."""
     results = []
-    real, fused._fused = fused._fused, refused
+    real: Any = FusedNorm._fused
+    FusedNorm._fused = refused  # pyright: ignore[reportAttributeAccessIssue]
     for made in (block(**more), fuse_norms(block(**more))):
         change(made)
         results.append([made(x), *made.state_dict().values()])
-    fused._fused = real
+    FusedNorm._fused = real
     return all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
@@ -298,9 +301,9 @@ def fallbacks() -> dict[str, bool]:
         "cumulative": same(cumulative, x),
         "frozen": same(frozen, x),
     }
-    fused.DEVICES = ("cuda",)
+    fused.KERNELS = {}
     found["device"] = same(nothing, x)
-    fused.DEVICES = ("cpu",)
+    fused.KERNELS = BY_TRITON
     for name, more in (("drop_path", {"drop_path": 0.5}), ("se", {"se_ratio": 0.25})):
         made: Any = fuse_norms(block(**more))
         found[name] = made.identity_channels == 24 and made.conv.added == 0

@@ -21,7 +21,7 @@ from mobilenext.data import ImageData, labels_checksum
 from mobilenext.errors import InputError, first_line
 from mobilenext.metrics.classification import check_logits, logits_of
 from mobilenext.models.complexity import Complexity, measure_complexity
-from mobilenext.models.fused import fuse_norms
+from mobilenext.models.fused import fuse_norms, fused_by, has_native_norms
 from mobilenext.models.weights import classifier_modules
 from mobilenext.optim import weight_decay_groups
 from mobilenext.runtime.distributed import Process
@@ -74,28 +74,48 @@ def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Mo
             "compiled graph would break; use runtime.compile=false"
         )
     network = synchronize(network, process, ranks)
-    if config.runtime.fused:
-        _check_fused(ranks, process)
+    if _fuses(config, ranks, process):
         network = fuse_norms(network)
+        if config.runtime.fused and fused_by(network, process.device) == "torch":
+            raise InputError(
+                "runtime.fused=true: expected a network with a batch norm before a ReLU6, such as "
+                f"MobileNeXt's, got a {type(network).__name__} without; or runtime.fused=false"
+            )
     if config.runtime.channels_last:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return network.to(process.device)
 
 
-def _check_fused(ranks: int, process: Process) -> None:
-    """Raise `InputError` if norms of so many processes can't be trained by Triton here."""
+def _fuses(config: LoopConfig, ranks: int, process: Process) -> bool:
+    """Whether norms are trained together with what follows them.
+
+    Raises:
+        InputError: They are to be, and can't.
+    """
+    wanted, on_cpu = config.runtime.fused, process.device.type == "cpu"
+    if wanted is None:
+        usual = ranks == 1 and config.runtime.precision in ("auto", "fp32")
+        searches = isinstance(config, SearchConfig)  # may take the gradient of a gradient
+        alone = not config.runtime.compile and not searches
+        return on_cpu and usual and alone and has_native_norms()
+    if not wanted:
+        return False
     compilers = [os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))]
+    on_cuda = process.device.type == "cuda"
     reasons = {
-        f"a CUDA device, got {process.device.type}": process.device.type != "cuda",
+        f"the CPU or a CUDA device, got {process.device.type}": not on_cpu and not on_cuda,
+        "the native norms, which pip builds where gcc is (not on macOS and Windows), found none":
+            on_cpu and not has_native_norms(),
         f"norms of one process, and these are of {ranks} (batch_norm=sync, or norm_batch above a "
         "process's images)": ranks > 1,
         "the package triton, which torch's CUDA builds for Linux bring along, found none":
-            importlib.util.find_spec("triton") is None,
-        "a C compiler for Triton (CC, clang or gcc), found none": not any(compilers),
+            on_cuda and importlib.util.find_spec("triton") is None,
+        "a C compiler for Triton (CC, clang or gcc), found none": on_cuda and not any(compilers),
     }  # fmt: skip
     for expected, missing in reasons.items():
         if missing:
             raise InputError(f"runtime.fused=true: expected {expected}; or runtime.fused=false")
+    return True
 
 
 def averages(network: nn.Module, config: LoopConfig) -> AveragedWeights | None:
@@ -213,6 +233,7 @@ def result_entries(
         "seed": config.seed,
         "precision": precision.name,
         "decoder": run.loaders.train.decoder,
+        "norms": fused_by(run.state.network, run.process.device),
         **({"init_from": begun_with} if config.init_from is not None else {}),
         "config": to_plain(config),
     }

@@ -258,9 +258,10 @@ class RuntimeConfig:
     graph: bool = machine_only(False)
     """Launch an optimiser step as one CUDA graph, the same bits; for steps that wait for the host.
     Needs optimizer.fused=true."""
-    fused: bool = added_later(False)
-    """Train batch norms together with the ReLU6 and the shortcut behind them, on CUDA, by Triton.
-    The last bits differ; not measured."""
+    fused: bool | None = added_later(None)
+    """Train batch norms together with the ReLU6 and the shortcut behind them; the last bits differ.
+    null: on the CPU with fp32, where the native norms were built. On CUDA (by Triton, whose speed
+    was not measured) only if it is true."""
     deterministic: bool = False
     """Only deterministic algorithms on CUDA, at some cost; on the CPU they are so anyway."""
     micro_batch: int | None = None

@@ -1,35 +1,126 @@
 """Networks whose batch norms are trained together with the ReLU6 and the shortcut behind them.
 
 torch writes a feature map after the norm, another after ReLU6 and another after the addition, and
-keeps the norm's input and output for the backward pass. One function of all three (`norm_kernels`)
-writes one and keeps the norm's input. It has been tested on CPUs, by Triton's interpreter; whether
-it is faster has not been measured.
+keeps the norm's input and output for the backward pass. One function of all three writes one and
+keeps the norm's input: on the CPU that of native/norms.c (`native_norms`), on CUDA one of Triton's
+(`norm_kernels`), which has been tested by Triton's interpreter and whose speed was not measured.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from mobilenext.errors import InputError
+from mobilenext.models import native_norms
 from mobilenext.models.sandglass import WideBlock
 
-DEVICES = ("cuda",)
-"""Types of devices that the kernels run on."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+@dataclass(frozen=True)
+class Kernels:
+    """What computes fused norms on a kind of device."""
+
+    name: str
+    load: Callable[[], Callable[..., Tensor]]
+    """`fused_norm` of one of the two modules."""
+    dtypes: tuple[torch.dtype, ...]
+    alone: bool
+    """Whether norms with nothing behind them are computed by it, too."""
+
+
+def _triton() -> Callable[..., Tensor]:
+    from mobilenext.models.norm_kernels import fused_norm
+
+    return fused_norm
+
+
+KERNELS = {
+    "cpu": Kernels("native", lambda: native_norms.fused_norm, (torch.float32,), alone=True),
+    "cuda": Kernels("triton", _triton, (torch.float32, torch.bfloat16, torch.float16), alone=False),
+}
+"""By the type of device."""
+
+
+def has_native_norms() -> bool:
+    """Whether norms can be fused on the CPU: pip has built them, and they share torch's threads."""
+    return native_norms.library() is not None
+
+
+class FusedNorm(nn.BatchNorm2d):
+    """A batch norm whose training steps take the ReLU6 and the addition behind it along.
+
+    What the kernels do not take (evaluation, other devices, memory formats and number types) is
+    computed by torch.
+    """
+
+    def forward(
+        self, input: Tensor, clamped: bool = False, shortcut: Tensor | None = None, added: int = 0
+    ) -> Tensor:
+        """The norm of (N, C, H, W), with ReLU6 if `clamped`, and then an addition.
+
+        Args:
+            input: Feature map.
+            clamped: Whether ReLU6 follows.
+            shortcut: What is added, of the same shape.
+            added: How many of its channels, the first ones.
+        """
+        kernels = KERNELS.get(input.device.type)
+        joined = clamped or added > 0
+        if (
+            kernels is not None
+            and (joined or kernels.alone)
+            and self._fits(input, shortcut, kernels)
+        ):
+            return self._fused(kernels, input, clamped, shortcut, added)
+        y = super().forward(input)
+        if clamped:
+            y = nn.functional.relu6(y)
+        if shortcut is None or added in (0, y.shape[1]):
+            return y if shortcut is None or not added else shortcut + y
+        return torch.cat((shortcut[:, :added] + y[:, :added], y[:, added:]), dim=1)
+
+    def _fits(self, x: Tensor, shortcut: Tensor | None, kernels: Kernels) -> bool:
+        return (
+            self.training
+            and self.momentum is not None
+            and not torch.compiler.is_compiling()
+            and x.dtype in kernels.dtypes
+            and x.ndim == 4
+            and x.numel() > x.shape[1]  # torch has the words for one value a channel
+            and self.weight.dtype == torch.float32
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and (shortcut is None or _alike(shortcut, x))
+        )
+
+    def _fused(
+        self, kernels: Kernels, x: Tensor, clamped: bool, shortcut: Tensor | None, added: int
+    ) -> Tensor:
+        if self.num_batches_tracked is not None:  # hidden where norms are counted together
+            self.num_batches_tracked.add_(1)
+        running = (self.get_buffer("running_mean"), self.get_buffer("running_var"))
+        return kernels.load()(
+            x, self.weight, self.bias, running, self.momentum, self.eps, clamped=clamped,
+            shortcut=shortcut if added else None, added=added,
+        )  # fmt: skip
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two feature maps lie in memory in the same way."""
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and one.is_contiguous(memory_format=torch.channels_last)
 
 
 class FusedLayers(nn.Sequential):
-    """Layers in a row, of which norms are computed together with what follows them.
+    """Layers in a row, of which `FusedNorm`s are computed together with what follows them.
 
-    So in training mode, of a plain `nn.BatchNorm2d` before `nn.ReLU6`, or before the shortcut, on a
-    feature map that the kernels take; all else is what `nn.Sequential` does. Hooks of a norm and a
-    ReLU6 that are computed together are not called.
+    Hooks of a ReLU6 behind a norm are not called.
 
     Args:
         layers: By name.
-        added: Channels of the input, the first ones, that are added to the output.
+        added: Channels of the input, the first ones, that are added to the output; the last layer,
+            or the one before a ReLU6 there, is a `FusedNorm` then.
 
     Shapes:
         Those of the layers; with `added`, the output's is the input's.
@@ -44,45 +135,41 @@ class FusedLayers(nn.Sequential):
         x, layers = input, list(self)
         while layers:
             layer = layers.pop(0)
-            clamped = bool(layers) and _is_relu6(layers[0])
-            added = 0 if layers[clamped:] else self.added
-            if not (clamped or added) or not _fits(layer, x, input if added else x):
+            if not isinstance(layer, FusedNorm):
                 x = layer(x)
                 continue
-            x = _fused(layer, x, clamped, input if added else None, added)
-            if added:
-                return x
+            clamped = bool(layers) and _is_relu6(layers[0])
             del layers[:clamped]
-        k = self.added
-        if k in (0, x.shape[1]):
-            return x + input if k else x
-        return torch.cat((input[:, :k] + x[:, :k], x[:, k:]), dim=1)
+            adds = self.added > 0 and not layers
+            x = layer(x, clamped, input if adds else None, self.added if adds else 0)
+        return x
 
 
 def fuse_norms(network: nn.Module) -> nn.Module:
     """Have a network's batch norms be trained together with ReLU6 and shortcuts behind them.
 
-    Names, order and number of parameters and statistics stay. What the kernels do not take stays
-    torch's: evaluation, other devices, memory formats and number types, norms of several processes
-    or with other statistics, other activations, shortcuts of blocks with squeeze-and-excitation or
-    stochastic depth.
+    Names, order and number of parameters and statistics stay. Norms of several processes or with
+    other statistics stay torch's, and so do other activations and the shortcuts of blocks with
+    squeeze-and-excitation or stochastic depth.
 
     Args:
         network: Changed in place; before it is compiled or wrapped.
 
     Returns:
         The network, or what takes its place if it is a row of layers itself.
-
-    Raises:
-        InputError: It has no norm before a ReLU6.
     """
-    network = _replaced(network)
-    if not any(isinstance(module, FusedLayers) for module in network.modules()):
-        raise InputError(
-            "runtime.fused=true: expected a network with a batch norm before a ReLU6, such as "
-            f"MobileNeXt's, got a {type(network).__name__} without; use runtime.fused=false"
-        )
-    return network
+    for module in network.modules():
+        if _is_plain(module):
+            module.__class__ = FusedNorm
+    return _replaced(network)
+
+
+def fused_by(network: nn.Module, device: torch.device) -> str:
+    """What computes a network's norms in training: native, triton or torch."""
+    kernels = KERNELS.get(device.type)
+    kinds = (FusedLayers, FusedNorm) if kernels is not None and kernels.alone else (FusedLayers,)
+    fused = any(isinstance(module, kinds) for module in network.modules())
+    return kernels.name if kernels is not None and fused else "torch"
 
 
 def _replaced(module: nn.Module) -> nn.Module:
@@ -102,7 +189,7 @@ def _named(layers: nn.Sequential) -> "OrderedDict[str, nn.Module]":
 
 
 def _has_pair(layers: nn.Sequential) -> bool:
-    return any(_is_plain(one) and _is_relu6(other) for one, other in pairwise(layers))
+    return any(isinstance(one, FusedNorm) and _is_relu6(other) for one, other in pairwise(layers))
 
 
 def _adds_at_once(block: WideBlock) -> bool:
@@ -111,7 +198,7 @@ def _adds_at_once(block: WideBlock) -> bool:
     if block.identity_channels == 0 or any(type(one) is not nn.Identity for one in between):
         return False
     layers = list(block.conv)
-    return _is_plain(layers[-2] if _is_relu6(layers[-1]) else layers[-1])
+    return isinstance(layers[-2] if _is_relu6(layers[-1]) else layers[-1], FusedNorm)
 
 
 def _is_relu6(module: nn.Module) -> bool:
@@ -123,36 +210,3 @@ def _is_plain(module: nn.Module) -> bool:
     if type(module) is not nn.BatchNorm2d:
         return False
     return module.affine and module.track_running_stats and module.momentum is not None
-
-
-def _fits(norm: nn.Module, x: Tensor, shortcut: Tensor) -> bool:
-    """Whether the kernels take a norm, its input and what is added (`x` itself: nothing is)."""
-    return (
-        norm.training
-        and _is_plain(norm)
-        and not torch.compiler.is_compiling()
-        and x.device.type in DEVICES
-        and x.dtype in DTYPES
-        and x.ndim == 4
-        and x.numel() > x.shape[1]  # torch has the words for one value a channel
-        and norm.weight.dtype == torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and shortcut.is_contiguous(memory_format=torch.channels_last)
-        and (shortcut.shape, shortcut.dtype) == (x.shape, x.dtype)
-    )
-
-
-def _fused(
-    norm: nn.Module, x: Tensor, clamped: bool, shortcut: Tensor | None, added: int
-) -> Tensor:
-    from mobilenext.models.norm_kernels import fused_norm  # loads Triton
-
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.momentum is not None
-    if norm.num_batches_tracked is not None:  # hidden where norms are counted together
-        norm.num_batches_tracked.add_(1)
-    running = (norm.get_buffer("running_mean"), norm.get_buffer("running_var"))
-    return fused_norm(
-        x, norm.weight, norm.bias, running, norm.momentum, norm.eps, clamped=clamped,
-        shortcut=shortcut, added=added,
-    )  # fmt: skip

@@ -54,7 +54,7 @@ and after are of one protocol. `mobilenext.config` marks the same fields as adde
 ADDED_INSIDE = {
     "data": {"val_folder": None, "val_share": None, "on_bad_box": "drop", "order": "shuffled"},
     "augment": {"pad_crop": None, "cutout": None},
-    "runtime": {"fused": False},
+    "runtime": {"fused": None},
 }
 """The same of groups."""
 

@@ -1,8 +1,10 @@
 """Norms that are trained together with ReLU6 and shortcut: by Triton's interpreter, on the CPU."""
 
+import copy
 import importlib.util
 import json
 import math
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,8 @@ from torch import nn
 
 from mobilenext.assembly.network import new_network
 from mobilenext.errors import InputError
-from mobilenext.models import MobileNeXt, fused
-from mobilenext.models.fused import FusedLayers, fuse_norms
+from mobilenext.models import MobileNeXt, native_norms
+from mobilenext.models.fused import FusedLayers, FusedNorm, fuse_norms, fused_by
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
 from mobilenext.training.graph import GraphedUpdate
@@ -26,6 +28,10 @@ from tests.composed import TINY, composed
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+needs_native = pytest.mark.skipif(
+    native_norms.library() is None, reason="the native norms were not built"
+)
+CPU = Process(torch.device("cpu"))
 TOLERANCES = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Of results, over the largest of them: a spacing of 16 bits, since the interpreter cuts off what a
 GPU rounds."""
@@ -127,7 +133,10 @@ def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=line):
             new_network(composed(*TINY, "runtime.fused=true", *overrides), 10, process)
 
-    refused(Process(torch.device("cpu")), "a CUDA device, got cpu")
+    refused(Process(torch.device("meta")), "the CPU or a CUDA device, got meta")
+    with monkeypatch.context() as patched:
+        patched.setattr("mobilenext.assembly.network.has_native_norms", lambda: False)
+        refused(CPU, "the native norms, which pip builds where gcc is .* found none")
     refused(two, "norms of one process, and these are of 2", "batch_norm=sync")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.delenv("CC", raising=False)
@@ -137,10 +146,79 @@ def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(cuda, "the package triton, .* found none")
 
 
-def test_networks_without_such_a_pair_are_refused() -> None:
+def test_networks_without_such_a_pair_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = MobileNeXt(width_mult=0.35, activation_layer=nn.SiLU, shortcut="none")
-    with pytest.raises(InputError, match=r"a batch norm before a ReLU6.*got a MobileNeXt without"):
-        fuse_norms(network)
+    assert fused_by(fuse_norms(network), torch.device("cuda", 0)) == "torch"
+    given = composed("model=torchvision", "model.name=vit_b_16", "strides=[2,2,2,2,2]",
+                     "runtime.fused=true", "data=cifar10", "+model.network.image_size=32",
+                     "data.root=x")  # fmt: skip
+    monkeypatch.setattr("mobilenext.assembly.network.has_native_norms", lambda: True)
+    with pytest.raises(
+        InputError, match=r"a batch norm before a ReLU6.*got a VisionTransformer wi"
+    ):
+        new_network(given, 10, CPU)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("overrides", "by"),
+    [
+        ((), "native"),
+        (("model=mobilenetv2",), "native"),
+        (("model=efficientnet_b0", "width=1"), "native"),
+        (("model=torchvision", "model.name=shufflenet_v2_x0_5", "width=1",
+          "strides=[2,2,2,2,2]"), "native"),
+        (("runtime.fused=false",), "torch"),
+        (("runtime.fused=true",), "native"),
+        (("runtime.compile=true",), "torch"),
+        (("runtime.precision=bf16",), "torch"),
+    ],
+)  # fmt: skip
+def test_what_trains_norms_on_the_cpu(overrides: tuple[str, ...], by: str) -> None:
+    network, _ = new_network(composed("width=0.35", *overrides), 10, CPU)
+    assert fused_by(network, CPU.device) == by
+
+
+@needs_native
+@pytest.mark.parametrize("identity", [1.0, 0.5])
+def test_on_the_cpu_a_step_is_as_near_to_float64_as_torchs(identity: float) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        network: Any = MobileNeXt(
+            width_mult=0.35, num_classes=3, depth_mult=0.3, strides=(1, 2, 1, 1, 1), dropout=0.0,
+            identity_tensor_multiplier=identity,
+        )  # fmt: skip
+        return network.to(memory_format=torch.channels_last).train()
+
+    def step(network: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss = nn.functional.cross_entropy(network(images), torch.tensor([0, 1, 2, 1]))
+        loss.backward()
+        state = network.state_dict()
+        gradients = [p.grad.flatten().double() for p in network.parameters() if p.grad is not None]
+        running = [v.flatten().double() for name, v in state.items() if "running" in name]
+        assert {int(v) for name, v in state.items() if name.endswith("batches_tracked")} == {1}
+        return {"loss": loss.detach().double(), "gradients": torch.cat(gradients),
+                "running": torch.cat(running)}  # fmt: skip
+
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    exact = step(made().double(), images.double())
+    plain, joined = step(made(), images), step(fuse_norms(made()), images)
+    for name, expected in exact.items():
+        errors = [float((one[name] - expected).norm() / expected.norm()) for one in (plain, joined)]
+        assert errors[1] < max(1e-6, 2 * errors[0]), name
+        assert errors[1] > 0 or name == "loss"
+
+
+@needs_native
+def test_evaluation_and_copies_are_torchs() -> None:
+    network: Any = MobileNeXt(width_mult=0.35, num_classes=3, depth_mult=0.3)
+    pixels = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    expected, names = network.eval()(pixels), list(network.state_dict())
+    joined = fuse_norms(network)
+    for one in (joined, copy.deepcopy(joined), pickle.loads(pickle.dumps(joined))):
+        assert torch.equal(one.eval()(pixels), expected)
+        assert list(one.state_dict()) == names
 
 
 def test_a_row_of_layers_is_replaced_itself() -> None:
@@ -159,8 +237,8 @@ def test_a_row_of_layers_is_replaced_itself() -> None:
 def test_on_cuda_training_is_as_before(graphed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses of five steps, eager and as a graph; two fused runs are the same bits."""
     device, calls = torch.device("cuda", 0), []
-    real = fused._fused
-    monkeypatch.setattr(fused, "_fused", lambda *given: calls.append(given) or real(*given))
+    real = FusedNorm._fused
+    monkeypatch.setattr(FusedNorm, "_fused", lambda *given: calls.append(given) or real(*given))
 
     def losses(change: Callable[[nn.Module], nn.Module]) -> list[float]:
         torch.manual_seed(0)
