@@ -17,13 +17,15 @@ from mobilenext.jobs.search import search
 from mobilenext.jobs.train import train
 from mobilenext.runtime.distributed import Process
 from tests.compare import assert_same_run
-from tests.composed import composed, placed
+from tests.composed import MADE_UP, composed, placed
 from tests.kill_at import draw, kill_again_and_again
 
 CPU = Process(torch.device("cpu"))
-TINY = ("experiment=darts_digits", "epochs=2", "warmup_epochs=0", "channels=4",
-        "data.image_size=16", "data.global_batch_size=80", "runtime.log_every=4")  # fmt: skip
-"""Eight steps an epoch, of 80 images for the weights and 80 for the alphas."""
+SMALL = ("experiment=darts_digits", "epochs=2", "warmup_epochs=0", "channels=4",
+         "data.image_size=16", "data.global_batch_size=40", "runtime.log_every=4")  # fmt: skip
+IMAGES = (*MADE_UP, "data.source.train_images=320")
+TINY = (*SMALL, *IMAGES)
+"""Four steps an epoch, of 40 images for the weights and 40 for the alphas."""
 
 
 def searched(path: Path, *more: str) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def test_what_a_search_leaves(found: Path) -> None:
     assert (result["kind"], result["space"], result["order"]) == (
         "search", "darts_sandglass", "first",
     )  # fmt: skip
-    assert result["count"] == 719  # half of the training images; none is of the validation split
+    assert result["count"] == 160  # half of the training images; none is of the validation split
     genotype = Genotype.of(yaml.safe_load((found / "genotype.yaml").read_text()))
     assert genotype == Genotype.of(result["genotype"])
     assert result["found_params"] == genotype.count_params()
@@ -58,7 +60,7 @@ def test_what_a_search_leaves(found: Path) -> None:
     assert [len(rows) for rows in last["alphas"]] == [len(edges_of(2))] * 2
     assert sum(last["alphas"][0][0]) == pytest.approx(1, abs=1e-5)
     text = (found / "genotype.yaml").read_text()
-    assert "# Found by scripts/search.py: darts_sandglass, seed 0, 2 epochs of 2, digits." in text
+    assert "# Found by scripts/search.py: darts_sandglass, seed 0, 2 epochs of 2, synthetic" in text
     with PIL.Image.open(found / "genotype.png") as picture:
         assert picture.width > 300
     assert (found / "genotype.svg").read_text().startswith("<svg")
@@ -70,7 +72,7 @@ def test_what_a_search_leaves(found: Path) -> None:
 
 def test_a_found_cell_trains_as_any_network(found: Path, tmp_path: Path) -> None:
     given = ("model=darts", f"genotype={found / 'genotype.yaml'}", "model.network.channels=4",
-             "model.network.cells=3", "model.network.stem_stride=2", "data.image_size=32",
+             "model.network.cells=3", "model.network.stem_stride=2", *IMAGES, "data.image_size=32",
              "augment=cifar", "augment.cutout=8", "model.network.drop_path=0.3", "epochs=1",
              "runtime.log_every=5", "optimizer=sgd_darts")  # fmt: skip
     config = placed(composed(*given), tmp_path / "run")
@@ -110,8 +112,8 @@ def test_spaces_are_those_of_random_cells() -> None:
 
 def test_an_auxiliary_head_counts_in_training_only(tmp_path: Path) -> None:
     given = ("model=darts", "model.network.channels=4", "model.network.cells=3",
-             "model.network.auxiliary=true", "data.image_size=32", "epochs=1",
-             "data.global_batch_size=240")  # fmt: skip
+             "model.network.auxiliary=true", *IMAGES, "data.image_size=32", "epochs=1",
+             "data.global_batch_size=80")  # fmt: skip
     losses = []
     for number, weight in enumerate((0.0, 0.4)):
         path = tmp_path / str(number)
@@ -145,7 +147,7 @@ def test_the_same_command_finds_its_search_again(
 def test_killed_and_taken_up_is_the_same_search(run, found: Path, tmp_path: Path) -> None:
     chosen = [*TINY, "space=darts_sandglass"]
     often = ("checkpoint.every_steps=1", "checkpoint.max_share=1")
-    most = {"before a step": 14, "in evaluation": 6, "within the content": 8, "before a rename": 14}
+    most = {"before a step": 7, "in evaluation": 2, "within the content": 4, "before a rename": 7}
 
     def here(*arguments: object, **more: Any) -> Any:
         return run(*arguments, cwd=tmp_path, **more)
@@ -160,13 +162,13 @@ def test_killed_and_taken_up_is_the_same_search(run, found: Path, tmp_path: Path
 def test_two_processes_search_as_one(run, tmp_path: Path, order: str) -> None:
     """With norms of as many images, which micro-batches give one process."""
     given = ("scripts/search.py", *TINY, f"order={order}", "epochs=1", "nodes=1",
-             "data.global_batch_size=180", "decay_norm_and_bias=true")  # fmt: skip
+             "data.global_batch_size=40", "decay_norm_and_bias=true")  # fmt: skip
     weights = []
     for processes in (1, 2):
-        more = ("runtime.micro_batch=90",) if processes == 1 else ()
+        more = ("runtime.micro_batch=20",) if processes == 1 else ()
         run(*given, *more, f"output_dir={tmp_path / str(processes)}", processes=processes)
         (path,) = (tmp_path / str(processes)).glob("*/*/result.json")
-        assert result_of(path.parent)["count"] == 719
+        assert result_of(path.parent)["count"] == 160
         weights.append(torch.load(path.parent / "last.pt", weights_only=True)["network"])
     one, two = weights
     assert float((one["alpha"] - two["alpha"]).abs().max()) < 1e-6
@@ -210,7 +212,7 @@ def test_a_search_ends_where_its_cell_has_too_many_skips(
     monkeypatch.setattr(Genotype, "skips", property(lambda self: 2))
     result = searched(tmp_path / "few", "epochs=3", "warmup_epochs=1", "max_skips=2")
     assert len(result["architecture"]) == 2  # the first epoch's alphas had not learned
-    assert (result["epochs"], result["steps"]) == (3, 16)
+    assert (result["epochs"], result["steps"]) == (3, 8)
 
 
 def test_what_it_takes_is_said_before_the_start(
@@ -324,11 +326,11 @@ def test_names_that_mean_nothing(name: str, message: str, monkeypatch: Any) -> N
         (("space.operators=[none,conv]",), "operators: expected some of none, max_pool_3x3"),
         (("model.network._target_=mobilenext.models.DartsNetwork",), "has no argument"),
         (("data.root=/nowhere", "data=cifar10"), "expected CIFAR-10 in"),
-        (("runtime.micro_batch=30",), "runtime.micro_batch=30: expected a divisor of 80"),
+        (("runtime.micro_batch=30",), "runtime.micro_batch=30: expected a divisor of 40"),
         (("nodes=17",), "nodes=17: expected 1 to 16"),
     ],
 )  # fmt: skip
 def test_errors_are_one_message(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        searched(tmp_path / "run", *arguments)
+        search(placed(composed(*SMALL, *arguments, job="search"), tmp_path / "run"), CPU)
     assert not (tmp_path / "run").exists()
