@@ -209,9 +209,9 @@ def test_norms_of_as_many_images_on_any_number_of_processes(tmp_path: Path, run)
 
     Three steps: rounding errors grow tenfold at each of the first.
     """
-    arguments = ["train.py", "width=0.35", "epochs=1", "data.global_batch_size=48",
-                 "model.network.dropout=0", "optimizer.lr=0.01", "runtime.log_every=1",
-                 "runtime.threads=1", *MADE_UP, "data.source.train_images=144"]  # fmt: skip
+    arguments = ["train.py", *TINY, "epochs=1", "model.network.dropout=0", "optimizer.lr=0.01",
+                 "runtime.log_every=1", "runtime.threads=1", *MADE_UP,
+                 "data.source.train_images=144"]  # fmt: skip
     losses = []
     for processes, *more in ((1, "norm_batch=24"), (2,), (4, "norm_batch=24"), (4,)):
         place = tmp_path / f"{processes}{more}"
