@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,26 @@ def test_tests_have_the_configs_that_hydra_composes(overrides: tuple[str, ...]) 
     assert found(composed_untyped) == expected
 
 
+NETWORKS: dict[str, torch.nn.Module] = {}
+
+
+def built(config: TrainConfig | DetectConfig | SearchConfig) -> torch.nn.Module:
+    """The network or detector of a config; those of most choices are the same, and made once."""
+    described: list[Any] = [config.model.network]
+    if isinstance(config, DetectConfig):
+        described += [config.detector.network, config.data.image_size]
+    name = json.dumps(described)
+    if name not in NETWORKS:
+        network = build(config.model.network, num_classes=10)
+        if isinstance(config, DetectConfig):
+            network = build(
+                config.detector.network, backbone=network, num_classes=10,
+                image_size=config.data.image_size,
+            )  # fmt: skip
+        NETWORKS[name] = network
+    return NETWORKS[name]
+
+
 @pytest.mark.parametrize(("group", "choice"), ALL)
 def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
     job = job_of(group, choice)
@@ -131,18 +151,69 @@ def test_every_choice_composes_and_builds(group: str, choice: str) -> None:
     assert isinstance(
         config, {"train": TrainConfig, "detect": DetectConfig, "search": SearchConfig}[job]
     )
-    network = build(config.model.network, num_classes=10)
-    if isinstance(config, DetectConfig):
-        size = config.data.image_size
-        network = build(config.detector.network, backbone=network, num_classes=10, image_size=size)
+    network = built(config)
     groups = weight_decay_groups(network, 1e-4, config.decay_norm_and_bias)
     optimizer = build(config.optimizer, params=groups)
     assert isinstance(optimizer, torch.optim.Optimizer)
     lr = config.optimizer["lr"]
     steps = range(5 * config.epochs)
-    rates = [build(config.schedule)(step, base_lr=lr, steps_per_epoch=5) for step in steps]
+    schedule = build(config.schedule)
+    rates = [schedule(step, base_lr=lr, steps_per_epoch=5) for step in steps]
     assert 0.7 * lr <= max(rates) <= lr
     assert min(rates) >= 0
+
+
+GOLDEN = Path(__file__).parent / "golden" / "fingerprints.json"
+VARIANTS: tuple[tuple[str, ...], ...] = ((), ("width=0.5", "identity=1/2"), ("model=mobilenetv2",))
+
+
+def of(job: str, *overrides: str) -> str:
+    """The fingerprint of a command, or the kind of error that refuses it."""
+    try:
+        config = composed("data.root=/data", *overrides, job=job)
+    except Exception as error:
+        return type(error).__name__
+    config.runtime.precision = "fp32"  # what `auto` means depends on the machine
+    return fingerprint(config)
+
+
+def fingerprints(variants: Sequence[tuple[str, ...]] = VARIANTS) -> dict[str, str]:
+    """Fingerprints of every experiment, of every choice of each group, and of other jobs."""
+    found = {}
+    for experiment in choices("experiment"):
+        if experiment == "tune_recipe":
+            continue  # needs the extra optuna
+        job = job_of("experiment", experiment)
+        for more in variants:
+            chosen = (f"experiment={experiment}", *more)
+            if experiment in ("finetune", "ssdlite_voc_mini"):  # they need given weights
+                chosen = (*chosen, "init_from=/w.pt")
+            found[" ".join(chosen)] = of(job, *chosen)
+    for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
+        for choice in choices(group):
+            named = (f"model.name={NEEDS_NAME[choice]}",) if choice in NEEDS_NAME else ()
+            job = job_of(group, choice)
+            found[f"{group}={choice}"] = of(job, f"{group}={choice}", *named)
+    for override in ("init_from=/w.pt", "freeze_backbone=true", "layer_decay=0.8", "seed=1",
+                     "data.workers=3", "output_dir=/x", "checkpoint.keep=5"):  # fmt: skip
+        given = (override, "init_from=/w.pt") if "freeze" in override else (override,)
+        found[override] = of("train", *given)
+    found["evaluate"] = of("evaluate", "checkpoint=/x.pt")
+    found["gradients"] = of("gradients")
+    return found
+
+
+@pytest.mark.parametrize("variants", [1, pytest.param(len(VARIANTS), marks=pytest.mark.slow)])
+def test_every_recipe_keeps_its_run_folder(variants: int) -> None:
+    left_out = [" ".join(more) for more in VARIANTS[variants:]]
+    expected = {
+        key: value
+        for key, value in json.loads(GOLDEN.read_text()).items()
+        if not (key.startswith("experiment=") and any(more in key for more in left_out))
+    }
+    found = fingerprints(VARIANTS[:variants])
+    assert {key: found.get(key) for key in expected} == expected
+    assert found.keys() == expected.keys(), "new configs: python -m tests.test_golden"
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
@@ -167,7 +238,7 @@ NO_IDENTITY = ("darts", "mobilenetv2", "efficientnet_b0", "ablation/thin_ends",
 
 @pytest.mark.parametrize("model", sorted({*choices("model")} - {*NEEDS_NAME}))
 def test_the_width_reaches_the_network(model: str) -> None:
-    config = composed(f"model={model}", "width=0.6", "data=synthetic")
+    config = composed(f"model={model}", "width=0.6")
     network = build(config.model.network, num_classes=1000)
     reference = build({**config.model.network, "width_mult": 0.6}, num_classes=1000)
     default = build({**config.model.network, "width_mult": 1.0}, num_classes=1000)

@@ -3,61 +3,23 @@
 The golden files in tests/golden say how it is; a change that is meant renews them with
 `python -m tests.test_golden`, and its commit says why. A changed fingerprint makes runs that were
 begun before start again; other keys in results or checkpoints make tables and old runs unreadable.
+Fingerprints are compared in test_configs, which has composed nearly all of those configs already.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mobilenext.config import fingerprint
 from mobilenext.config.schemas import schema_name
 from mobilenext.training.run_folder import RunFolder
-from tests.composed import SCHEMAS, composed
-from tests.test_configs import NEEDS_NAME, choices, job_of
+from tests.composed import SCHEMAS
+from tests.test_configs import fingerprints
 
 GOLDEN = Path(__file__).parent / "golden"
-VARIANTS: tuple[tuple[str, ...], ...] = ((), ("width=0.5", "identity=1/2"), ("model=mobilenetv2",))
 CLOCK = ("images_per_second", "data_wait_share", "seconds_left")
-
-
-def of(job: str, *overrides: str) -> str:
-    """The fingerprint of a command, or the kind of error that refuses it."""
-    try:
-        config = composed("data.root=/data", *overrides, job=job)
-    except Exception as error:
-        return type(error).__name__
-    config.runtime.precision = "fp32"  # what `auto` means depends on the machine
-    return fingerprint(config)
-
-
-def fingerprints(variants: Sequence[tuple[str, ...]] = VARIANTS) -> dict[str, str]:
-    """Fingerprints of every experiment, of every choice of each group, and of other jobs."""
-    found = {}
-    for experiment in choices("experiment"):
-        if experiment == "tune_recipe":
-            continue  # needs the extra optuna
-        job = job_of("experiment", experiment)
-        for more in variants:
-            chosen = (f"experiment={experiment}", *more)
-            if experiment in ("finetune", "ssdlite_voc_mini"):  # they need given weights
-                chosen = (*chosen, "init_from=/w.pt")
-            found[" ".join(chosen)] = of(job, *chosen)
-    for group in ("data", "model", "augment", "optimizer", "schedule", "runtime"):
-        for choice in choices(group):
-            named = (f"model.name={NEEDS_NAME[choice]}",) if choice in NEEDS_NAME else ()
-            job = job_of(group, choice)
-            found[f"{group}={choice}"] = of(job, f"{group}={choice}", *named)
-    for override in ("init_from=/w.pt", "freeze_backbone=true", "layer_decay=0.8", "seed=1",
-                     "data.workers=3", "output_dir=/x", "checkpoint.keep=5"):  # fmt: skip
-        given = (override, "init_from=/w.pt") if "freeze" in override else (override,)
-        found[override] = of("train", *given)
-    found["evaluate"] = of("evaluate", "checkpoint=/x.pt")
-    found["gradients"] = of("gradients")
-    return found
 
 
 def shape(value: Any) -> Any:
@@ -101,19 +63,6 @@ def left_by(path: Path) -> dict[str, Any]:
 
 def golden(name: str) -> Any:
     return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-@pytest.mark.parametrize("variants", [1, pytest.param(len(VARIANTS), marks=pytest.mark.slow)])
-def test_every_recipe_keeps_its_run_folder(variants: int) -> None:
-    left_out = [" ".join(more) for more in VARIANTS[variants:]]
-    expected = {
-        key: value
-        for key, value in golden("fingerprints").items()
-        if not (key.startswith("experiment=") and any(more in key for more in left_out))
-    }
-    found = fingerprints(VARIANTS[:variants])
-    assert {key: found.get(key) for key in expected} == expected
-    assert found.keys() == expected.keys(), "new configs: python -m tests.test_golden"
 
 
 def test_every_job_has_a_schema() -> None:
