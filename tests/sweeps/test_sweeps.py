@@ -115,7 +115,7 @@ def test_options_that_can_not_be(run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 def test_a_sweep_killed_and_run_again_ends_as_if_it_had_not_been(run, tmp_path: Path) -> None:
-    recipe = ("epochs=3", "seed=0,1", *OFTEN)
+    recipe = ("epochs=3", "seed=range(0,1)", *OFTEN)  # a sweep of one
     whole = tmp_path / "whole"
     torn = tmp_path / "torn"
     for path in (whole, torn):
@@ -130,7 +130,7 @@ def test_a_sweep_killed_and_run_again_ends_as_if_it_had_not_been(run, tmp_path: 
     assert results(torn) == []
 
     done = run("train.py", "-m", *SMALL, *recipe, cwd=torn)
-    assert "sweep of 2 jobs: 2 finished" in done.stdout
+    assert "sweep of 1 job: 1 finished" in done.stdout
     begun = [
         row["step"]
         for row in map(json.loads, (metrics.parent / "sessions.jsonl").read_text().splitlines())
