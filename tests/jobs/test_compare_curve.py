@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mobilenext.config import to_plain
+from mobilenext.errors import InputError
+from mobilenext.jobs.compare_curve import compare_curve
+from mobilenext.runtime.distributed import Process
 from mobilenext.tables import released_recipe
 from tests.results import fake_result, small_result, write_results
 from tests.test_configs import composed
+
+CPU = Process(torch.device("cpu"))
 
 
 def official(**changes: Any) -> dict[str, Any]:
@@ -98,7 +104,9 @@ def test_other_data_is_refused(run, tmp_path: Path) -> None:
         ("width", 0.5, "mobilenext 0.5"),
     ],
 )
-def test_another_recipe_is_refused(run, tmp_path: Path, place: str, value: Any, words: str) -> None:
+def test_another_recipe_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, value: Any, words: str
+) -> None:
     result = copy.deepcopy(official())
     *parents, last = place.split(".")
     holder = result["config"]
@@ -106,14 +114,11 @@ def test_another_recipe_is_refused(run, tmp_path: Path, place: str, value: Any, 
         holder = holder[parent]
     holder[last] = value
     folder = folder_of(tmp_path, result)
-    done = run("scripts/compare_curve.py", folder, ok=False)
-    assert done.returncode == 1
-    assert f"this is {words}" in done.stderr
-    assert "force=true" in done.stderr
-    assert (
-        f"NOT comparable: this is {words}"
-        in run("scripts/compare_curve.py", folder, "force=true").stdout
-    )
+    with pytest.raises(InputError, match="force=true") as error:
+        compare_curve(composed(f"runs=[{folder}]", job="compare_curve"), CPU)
+    assert f"this is {words}" in str(error.value)
+    compare_curve(composed(f"runs=[{folder}]", "force=true", job="compare_curve"), CPU)
+    assert f"NOT comparable: this is {words}" in capsys.readouterr().out
 
 
 def test_the_released_recipe_is_the_official_experiment() -> None:
