@@ -19,10 +19,12 @@ from mobilenext.models.darts.supernet import Supernet
 from mobilenext.tables.experiments import experiments
 from tests.commands import REPO, environment, run_command
 
+SMALL = ("width=0.35", "+model.network.depth_mult=0.25")
+
 
 def told(part: str, cwd: Path, *more: str) -> list[Any]:
     done = run_command("benchmarks/gpu.py", "--part", part, "--batch", 10, "--size", 32, "--count",
-                       40, "--device", "cpu", *more, "width=0.35", cwd=cwd, timeout=550,
+                       40, "--device", "cpu", *more, *SMALL, cwd=cwd, timeout=550,
                        env={"STEPS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads(line[1:]) for line in done.stdout.splitlines() if line.startswith("@")]
@@ -74,7 +76,7 @@ def test_gpu_compiled_parts(part: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_gpu_three_runs_of_train(tmp_path: Path) -> None:
-    (row,) = told("runs", tmp_path, "+model.network.depth_mult=0.25")
+    (row,) = told("runs", tmp_path)
     assert row["two_runs"]
     assert row["stopped_and_whole"]
     assert row["stops"] == 2
@@ -159,7 +161,7 @@ def test_gpu_gates_ask_for_rows_that_there_are(gpu: ModuleType) -> None:
 def test_gpu_all_parts(tmp_path: Path, gpu: ModuleType) -> None:
     out = tmp_path / "out"
     done = run_command("benchmarks/gpu.py", "--only", "syncs,ours,precision", "--device", "cpu",
-                       "--batch", 2, "--size", 32, "--out", out, "--seconds", 48, "width=0.35",
+                       "--batch", 2, "--size", 32, "--out", out, "--seconds", 48, *SMALL,
                        cwd=tmp_path, env={"STEPS": "1", "PYTHONPATH": str(REPO)})  # fmt: skip
     assert "left out: ours (no data)" in done.stdout
     assert "left out: precision (" in done.stdout
