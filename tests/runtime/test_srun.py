@@ -13,7 +13,7 @@ from mobilenext.runtime.distributed import Process, choose_device
 from mobilenext.runtime.srun import first_host, in_srun_step, join_srun_tasks, tasks_on
 from tests.commands import command, environment, start_fork
 from tests.compare import assert_same_run
-from tests.composed import TINY
+from tests.composed import MADE_UP, TINY
 
 JOINED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 BATCH = {"SLURM_JOB_ID": "72", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
@@ -151,7 +151,7 @@ def srun(path: Path, *tasks: tuple[str, ...]) -> tuple[list[int | None], str]:
 
 def test_tasks_train_together(run, tmp_path: Path) -> None:
     """The same, bit for bit, as two processes of torchrun."""
-    training = ("train.py", *TINY, "epochs=1")
+    training = ("train.py", *TINY, *MADE_UP, "data.source.train_images=144", "epochs=1")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     codes, errors = srun(tmp_path, training, training)

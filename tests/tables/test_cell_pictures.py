@@ -108,10 +108,13 @@ def test_edges_join_what_the_genotype_says(genotype: Genotype) -> None:
     assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(10), pytest.param(range(10, 50), marks=pytest.mark.slow)], ids=["few", "more"]
+)
 @pytest.mark.parametrize("nodes", [3, 4])
 @pytest.mark.parametrize("space", SPACES)
-def test_no_label_lies_on_another_box(space: str, nodes: int) -> None:
-    for seed in range(50):
+def test_no_label_lies_on_another_box(space: str, nodes: int, seeds: range) -> None:
+    for seed in seeds:
         check_boxes(picture_of(random_genotype(seed, space, nodes)))
 
 
