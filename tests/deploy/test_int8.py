@@ -30,14 +30,19 @@ from mobilenext.errors import InputError
 from mobilenext.models import MobileNetV2, MobileNeXt
 from tests.models.nontrivial import with_weights
 
-with quietly():
-    quantizers = pytest.importorskip(
-        "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
-    )
 SIZE = 32
 STRIDES = (1, 1, 2, 2, 2)
 ops = torch.ops.quantized_decomposed
 aten = torch.ops.aten
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quantizers() -> Any:
+    """Not imported before a test needs it: ExecuTorch would take each worker three seconds."""
+    with quietly():
+        return pytest.importorskip(
+            "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
+        )
 
 
 @functools.cache
@@ -136,7 +141,7 @@ def test_unused_float_weights_are_dropped() -> None:
 
 @pytest.mark.parametrize("weights", ["per_channel", "per_tensor"])
 @pytest.mark.parametrize("grid", ["symmetric", "affine"])
-def test_weights_are_rounded_as_said(weights: str, grid: str) -> None:
+def test_weights_are_rounded_as_said(quantizers: Any, weights: str, grid: str) -> None:
     """The grid by hand: 255 levels around zero, or 256 from the smallest to the largest."""
     weight = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0)).add(0.3)
     found = quantizers.rounded(weight, Scheme(weights, grid))
@@ -153,7 +158,9 @@ def test_weights_are_rounded_as_said(weights: str, grid: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", [Scheme("per_tensor", "affine", "minmax"), Scheme()])
-def test_the_graph_has_the_weights_that_biases_are_corrected_for(scheme: Scheme) -> None:
+def test_the_graph_has_the_weights_that_biases_are_corrected_for(
+    quantizers: Any, scheme: Scheme
+) -> None:
     original = {one.name: tensor_of(graph, one.node.args[1])
                 for graph in [exported(padded(), pixels())] for one in layers(graph)}  # fmt: skip
     graph = taken("padded", scheme).reference
@@ -279,7 +286,7 @@ def test_corrected_biases_take_up_the_mean_error() -> None:
     torch.testing.assert_close(logits(graph).mean((0, 2, 3)), expected, rtol=0, atol=1e-3)
 
 
-def test_a_range_without_the_outlier() -> None:
+def test_a_range_without_the_outlier(quantizers: Any) -> None:
     values = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0))
     values[0] = 100.0
     steps = {}

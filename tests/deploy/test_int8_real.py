@@ -27,12 +27,17 @@ from mobilenext.runtime.distributed import Process
 from tests.composed import composed
 
 pytestmark = pytest.mark.slow
-with quietly():
-    pytest.importorskip(
-        "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
-    )
 CPU = Process(torch.device("cpu"))
 CALIBRATION = 32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quantizers() -> None:
+    """Not imported before a test needs it: ExecuTorch would take each worker three seconds."""
+    with quietly():
+        pytest.importorskip(
+            "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
+        )
 
 
 @pytest.fixture

@@ -20,11 +20,16 @@ from mobilenext.runtime.distributed import Process
 from mobilenext.seeding import generator
 from tests.composed import composed
 
-with quietly():
-    pytest.importorskip(
-        "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
-    )
 CPU = Process(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quantizers() -> None:
+    """Not imported before a test needs it: ExecuTorch would take each worker three seconds."""
+    with quietly():
+        pytest.importorskip(
+            "mobilenext.deploy.int8.quantizers", reason="needs pip install 'mobilenext[executorch]'"
+        )
 
 
 def quantized(checkpoint: Path, output: Path, *more: str) -> dict[str, Any]:
