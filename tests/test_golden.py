@@ -37,7 +37,8 @@ def run(path: Path) -> None:
     """A short run with averages, as `python train.py epochs=2 runtime=exact`, but small."""
     from tests.jobs.test_train import train
 
-    train(path, "runtime=exact", "ema_decay=0.9", "data.workers=2")
+    small = ("data.image_size=16", "data.global_batch_size=144")
+    train(path, "runtime=exact", "ema_decay=0.9", "data.workers=2", *small)
 
 
 def left_by(path: Path) -> dict[str, Any]:
