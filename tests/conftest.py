@@ -135,9 +135,13 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-LONGEST = ("sweeps/test_submitit.py", "sweeps/test_sweeps.py", "training/test_resume.py",
-           "jobs/test_train.py", "test_golden.py", "test_install.py", "jobs/test_export.py",
-           "test_main.py", "jobs/test_tables.py", "test_configs.py")  # fmt: skip
+LONGEST = ("jobs/test_search.py", "jobs/test_train.py", "test_main.py", "test_configs.py",
+           "jobs/test_export.py", "training/test_resume.py", "sweeps/test_sweeps.py",
+           "test_benchmarks.py", "jobs/test_detect.py", "test_install.py", "models/test_timm.py",
+           "models/test_ssdlite.py", "deploy/test_detectors.py", "deploy/test_formats.py",
+           "tables/test_page.py", "test_targets.py", "jobs/test_prepare_imagenet.py",
+           "jobs/test_evaluate.py", "jobs/test_gradients.py", "training/test_run.py",
+           "jobs/test_finetune.py", "deploy/test_int8.py")  # fmt: skip
 """Files that take longest, to be begun first: each of them is one worker's."""
 
 
