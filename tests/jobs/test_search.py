@@ -162,13 +162,13 @@ def test_killed_and_taken_up_is_the_same_search(run, found: Path, tmp_path: Path
 def test_two_processes_search_as_one(run, tmp_path: Path, order: str) -> None:
     """With norms of as many images, which micro-batches give one process."""
     given = ("scripts/search.py", *TINY, f"order={order}", "epochs=1", "nodes=1",
-             "data.global_batch_size=40", "decay_norm_and_bias=true")  # fmt: skip
+             "data.source.train_images=160", "decay_norm_and_bias=true")  # fmt: skip
     weights = []
     for processes in (1, 2):
         more = ("runtime.micro_batch=20",) if processes == 1 else ()
         run(*given, *more, f"output_dir={tmp_path / str(processes)}", processes=processes)
         (path,) = (tmp_path / str(processes)).glob("*/*/result.json")
-        assert result_of(path.parent)["count"] == 160
+        assert result_of(path.parent)["count"] == 80
         weights.append(torch.load(path.parent / "last.pt", weights_only=True)["network"])
     one, two = weights
     assert float((one["alpha"] - two["alpha"]).abs().max()) < 1e-6

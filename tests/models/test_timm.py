@@ -77,7 +77,7 @@ def test_forward(name: str) -> None:
     assert torch.equal(network.get_classifier()(pooled), logits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = fresh(name, num_classes=5, drop_rate=0.0, drop_path_rate=0.0)
     with_weights(network).train()
@@ -108,7 +108,7 @@ def test_default_cfg_and_reset_classifier(name: str) -> None:
     assert network.num_classes == 7
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_created_without_classifier(name: str) -> None:
     full = fresh(name)
     width = NETWORKS[name][1]
@@ -202,7 +202,7 @@ def test_pruned_networks_give_the_same_maps(name: str) -> None:
     assert isinstance(network.get_classifier(), nn.Identity)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_image_channels(name: str, channels: int) -> None:
     network = fresh(name, in_chans=channels, num_classes=2).eval()
@@ -212,7 +212,7 @@ def test_other_image_channels(name: str, channels: int) -> None:
     assert network(images(1, 32, channels)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_drop_rates_reach_the_network(name: str) -> None:
     network = fresh(name, drop_rate=0.45, drop_path_rate=0.3)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.45]
