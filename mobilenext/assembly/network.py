@@ -31,6 +31,7 @@ from mobilenext.seeding import seed_devices
 from mobilenext.training.averages import AveragedWeights
 from mobilenext.training.graph import GraphedUpdate
 from mobilenext.training.norms import synchronize
+from mobilenext.training.progress import say
 from mobilenext.training.run import Run, RunSettings
 from mobilenext.training.step import Update
 
@@ -165,10 +166,9 @@ def new_update(
     Raises:
         InputError: A step can't be a CUDA graph.
     """
-    graph = config.runtime.graph
+    graph = _as_graph(network, config, process)
     called: Any = torch.compile(network) if config.runtime.compile else network
     if graph:  # the wrapper for several processes has hooks that no graph keeps
-        _check_graph(network, config, process)
         process.broadcast_weights(network)
     elif process.world_size > 1:
         called = _distributed(called, process)
@@ -185,8 +185,14 @@ def new_update(
     return GraphedUpdate(update) if graph else update
 
 
-def _check_graph(network: nn.Module, config: LoopConfig, process: Process) -> None:
-    """Raise `InputError` if a step of this run can't be a CUDA graph."""
+def _as_graph(network: nn.Module, config: LoopConfig, process: Process) -> bool:
+    """Whether the steps of this run are a CUDA graph.
+
+    Raises:
+        InputError: They are to be, and can't.
+    """
+    if not config.runtime.graph:
+        return False
     reasons = {
         f"a CUDA device, got {process.device.type}": process.device.type != "cuda",
         "optimizer.fused=true (with optimizer.foreach=null), so that the rate lies on the device":
@@ -200,9 +206,13 @@ def _check_graph(network: nn.Module, config: LoopConfig, process: Process) -> No
         "a network whose steps are alike: this one changes with the epoch":
             hasattr(network, "set_progress"),
     }  # fmt: skip
-    for expected, missing in reasons.items():
-        if missing:
-            raise InputError(f"runtime.graph=true: expected {expected}; or runtime.graph=false")
+    needed = next((expected for expected, missing in reasons.items() if missing), None)
+    if needed is None:
+        return True
+    if config.runtime.graph != "auto":
+        raise InputError(f"runtime.graph=true: expected {needed}; or runtime.graph=false")
+    say(f"note: runtime.graph=auto: steps are no CUDA graph, which needs {needed}", process)
+    return False
 
 
 def described(config: TrainConfig | SearchConfig, images: ImageData) -> dict[str, Any]:

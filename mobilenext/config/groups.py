@@ -255,9 +255,9 @@ class RuntimeConfig:
     """Memory format of images and weights."""
     compile: bool = False
     """torch.compile the network for training, and on CUDA the jitter of colours."""
-    graph: bool = machine_only(False)
+    graph: Any = field(default=False, metadata={"machine_only": True})
     """Launch an optimiser step as one CUDA graph, the same bits; for steps that wait for the host.
-    Needs optimizer.fused=true."""
+    Needs optimizer.fused=true. auto: where it can be done, else a note says why not."""
     fused: bool | None = added_later(None)
     """Train batch norms together with the ReLU6 and the shortcut behind them; the last bits differ.
     null: on the CPU with fp32, where the native norms were built. On CUDA (by Triton, whose speed
@@ -277,6 +277,8 @@ class RuntimeConfig:
         for key in ("micro_batch", "threads", "log_every"):
             value = getattr(self, key)
             check(value is None or value >= 1, f"runtime.{key}", "at least 1", value)
+        graph = self.graph
+        check(graph in (True, False, "auto"), "runtime.graph", "true, false or auto", graph)
         expected = "false with runtime.compile=true, which fuses operators in its own way"
         check(not (self.fused and self.compile), "runtime.fused", expected, self.fused)
         expected = "true with runtime.fused=true, whose kernels know no other format"

@@ -93,7 +93,7 @@ class SearchConfig(LoopConfig):
         for key in ("freeze_backbone", "freeze_norms"):
             check(not getattr(self, key), key, "false in a search", True)
         expected = "false in a search, which does two kinds of steps"
-        check(not self.runtime.graph, "runtime.graph", expected, self.runtime.graph)
+        check(self.runtime.graph is not True, "runtime.graph", expected, True)
         expected = "false in a search, whose cells have no ReLU6"
         check(not self.runtime.fused, "runtime.fused", expected, self.runtime.fused)
         expected = "null in a search; runtime.micro_batch divides its batches"

@@ -99,9 +99,20 @@ def test_what_no_graph_can_do_is_refused(
 ) -> None:
     config = composed(*overrides)
     with pytest.raises(InputError, match=f"runtime.graph=true: {message}"):
-        networks._check_graph(nn.Linear(1, 1), config, process)
+        networks._as_graph(nn.Linear(1, 1), config, process)
     if process.device.type == "cuda" and process.world_size == 1:
-        networks._check_graph(nn.Linear(1, 1), composed(*FUSED), process)
+        assert networks._as_graph(nn.Linear(1, 1), composed(*FUSED), process)
+
+
+def test_auto_is_a_graph_where_it_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    auto = composed("runtime.graph=auto", *FUSED[1:])
+    assert networks._as_graph(nn.Linear(1, 1), auto, CUDA)
+    assert capsys.readouterr().out == ""
+    assert not networks._as_graph(nn.Linear(1, 1), auto, Process(CPU))
+    said = "note: runtime.graph=auto: steps are no CUDA graph, which needs a CUDA device, got cpu\n"
+    assert capsys.readouterr().out == said
+    with pytest.raises(InputError, match=r"runtime\.graph=yes: expected true, false or auto"):
+        composed("runtime.graph=yes")
 
 
 @pytest.mark.gpu
