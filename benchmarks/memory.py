@@ -9,9 +9,8 @@ the whole process.
 """
 
 import argparse
-import statistics
 
-from whole_runs import train
+from whole_runs import in_turns, train
 
 SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
             "data.source.train_images=320", "data.source.val_images=128", "runtime.device=cpu",
@@ -31,17 +30,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
     a = parser.parse_args()
-    rows = []
-    for number in range(a.rounds):
-        kept, left = trained(a.overrides, {}), trained(a.overrides, {"MALLOC_CHECK_": "0"})
-        rows.append((kept, left))
-        print(
-            f"round {number + 1}: kept {kept[0]:.1f} images/s, peak {kept[1]:.1f} GB; as glibc has "
-            f"it {left[0]:.1f} images/s, peak {left[1]:.1f} GB"
-        )
-    ratio = statistics.median(kept[0] / left[0] for kept, left in rows)
-    peak = statistics.median(kept[1] / left[1] for kept, left in rows)
-    print(f"kept over not kept, median: {ratio:.2f} times the images/s, {peak:.2f} times the peak")
+    settings = {"kept": {}, "as glibc has it": {"MALLOC_CHECK_": "0"}}
+    kept, peer = settings
+    in_turns(kept, peer, lambda kind: trained(a.overrides, settings[kind]), a.rounds)
 
 
 if __name__ == "__main__":

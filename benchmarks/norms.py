@@ -8,9 +8,8 @@ count; the peak is that of the whole process.
 """
 
 import argparse
-import statistics
 
-from whole_runs import train
+from whole_runs import in_turns, train
 
 SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
             "data.source.train_images=320", "data.source.val_images=128", "runtime.device=cpu",
@@ -30,19 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
     a = parser.parse_args()
-    rows = []
-    for number in range(a.rounds):
-        order = ("native", "torch") if number % 2 == 0 else ("torch", "native")
-        found = {by: trained(a.overrides, by) for by in order}
-        rows.append((found["native"], found["torch"]))
-        print(
-            f"round {number + 1}: native {found['native'][0]:.1f} images/s, peak "
-            f"{found['native'][1]:.2f} GB; torch {found['torch'][0]:.1f} images/s, peak "
-            f"{found['torch'][1]:.2f} GB"
-        )
-    ratio = statistics.median(native[0] / torch[0] for native, torch in rows)
-    peak = statistics.median(native[1] / torch[1] for native, torch in rows)
-    print(f"native over torch, median: {ratio:.2f} times the images/s, {peak:.2f} times the peak")
+    in_turns("native", "torch", lambda by: trained(a.overrides, by), a.rounds)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -51,6 +52,32 @@ def train(
         epochs = [row for row in rows if row["kind"] == "epoch"]
         result = json.loads((run / "result.json").read_text())
         return Trained(result, epochs[-1], usage.ru_maxrss / 1e6)
+
+
+def in_turns(
+    one: str, other: str, measure: Callable[[str], tuple[float, float]], rounds: int
+) -> None:
+    """Print images per second and peak memory of two kinds of runs, round by round, and the ratios.
+
+    Args:
+        one: Name of the kind that the ratios are of.
+        other: Name of its peer.
+        measure: Maps a kind to images per second and the peak in GB.
+        rounds: How many; each begins with the other one.
+    """
+    rows = []
+    for number in range(rounds):
+        order = (one, other) if number % 2 == 0 else (other, one)
+        found = {kind: measure(kind) for kind in order}
+        rows.append(found)
+        told = (f"{kind} {found[kind][0]:.1f} images/s, peak {found[kind][1]:.2f} GB"
+                for kind in (one, other))  # fmt: skip
+        print(f"round {number + 1}: {'; '.join(told)}")
+    speed, peak = (
+        statistics.median(found[one][place] / found[other][place] for found in rows)
+        for place in (0, 1)
+    )
+    print(f"{one} over {other}, median: {speed:.2f} times the images/s, {peak:.2f} times the peak")
 
 
 def timm_train(train_py: Path, arguments: Sequence[str]) -> tuple[float, float]:

@@ -187,11 +187,14 @@ def test_gpu_parts_end_with_what_they_started(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
-def test_memory_kept_and_not() -> None:
-    command = [sys.executable, str(REPO / "benchmarks/memory.py"), "--rounds", "1", "width=0.35",
-               "data.image_size=32", "data.source.train_images=64"]  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "pair"), [("memory", "kept over as glibc has it"), ("norms", "native over torch")]
+)
+def test_runs_in_turns(script: str, pair: str) -> None:
+    command = [sys.executable, str(REPO / f"benchmarks/{script}.py"), "--rounds", "1",
+               "width=0.35", "data.image_size=32", "data.source.train_images=64"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
-    assert "kept over not kept, median:" in done.stdout, done.stderr
+    assert f"{pair}, median:" in done.stdout, done.stderr
 
 
 @pytest.mark.slow
