@@ -282,7 +282,7 @@ def positional_as_override(arguments: list[str], schema: type) -> list[str]:
         return arguments
     before = arguments[: bare[0]]  # the overrides go where the first one stood: flags may follow
     after = [text for place, text in enumerate(arguments) if place > bare[0] and place not in bare]
-    given = {text.partition("=")[0] for text in (*before, *after)}
+    given = {text.partition("=")[0].lstrip("+") for text in (*before, *after)}
     open_fields = [item for item in fields if item.name not in given]
     if not open_fields:
         raise _stray(arguments, bare[0])

@@ -17,7 +17,7 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
-enum { ABI = 1, BLOCK = 32768 /* values: 128 KB, which stay in a core's cache between passes */ };
+enum { ABI = 2, BLOCK = 32768 /* values: 128 KB, which stay in a core's cache between passes */ };
 
 typedef struct {
     int64_t rows, channels, per_block, blocks;
@@ -128,9 +128,9 @@ EXPORT int64_t mn_norm_work(int64_t rows, int64_t channels) {
 EXPORT void mn_norm(const float *x, const float *shortcut, float *y, int64_t rows,
                     int64_t channels, int64_t added, const float *weight, const float *bias,
                     float *running_mean, float *running_var, double momentum, double eps,
-                    float low, float high, float *kept, float *work) {
+                    float low, float high, float *kept, float *work, int threads) {
     Shape s = shape_of(rows, channels);
-#pragma omp parallel for schedule(static) if (s.blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (s.blocks > 1)
     for (int64_t b = 0; b < s.blocks; b++) {
         float *to = work + 3 * b * channels;
         moments(x + b * s.per_block * channels, rows_in(&s, b), channels, to, to + channels,
@@ -159,7 +159,7 @@ EXPORT void mn_norm(const float *x, const float *shortcut, float *y, int64_t row
         running_var[c] =
             (float)(momentum * (squares / (seen - 1)) + (1 - momentum) * running_var[c]);
     }
-#pragma omp parallel for schedule(static) if (s.blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (s.blocks > 1)
     for (int64_t b = 0; b < s.blocks; b++) {
         int64_t first = b * s.per_block * channels;
         normalize(x + first, shortcut + (added ? first : 0), y + first, rows_in(&s, b), channels,
@@ -170,11 +170,11 @@ EXPORT void mn_norm(const float *x, const float *shortcut, float *y, int64_t row
 /* Gradients of x, weight and bias. */
 EXPORT void mn_norm_backward(const float *x, const float *dy, float *dx, int64_t rows,
                              int64_t channels, float low, float high, const float *kept,
-                             float *dweight, float *dbias, float *work) {
+                             float *dweight, float *dbias, float *work, int threads) {
     Shape s = shape_of(rows, channels);
     const float *mean = kept, *rest = kept + channels, *inverse = kept + 2 * channels,
                 *scale = kept + 3 * channels, *shift = kept + 4 * channels;
-#pragma omp parallel for schedule(static) if (s.blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (s.blocks > 1)
     for (int64_t b = 0; b < s.blocks; b++) {
         int64_t first = b * s.per_block * channels;
         gradient_sums(x + first, dy + first, rows_in(&s, b), channels, mean, scale, shift, low,
@@ -195,7 +195,7 @@ EXPORT void mn_norm_backward(const float *x, const float *dy, float *dx, int64_t
         constant[c] = (float)(scale[c] * sum / (double)rows - steep * rest[c]);
         slope[c] = (float)steep;
     }
-#pragma omp parallel for schedule(static) if (s.blocks > 1)
+#pragma omp parallel for schedule(static) num_threads(threads) if (s.blocks > 1)
     for (int64_t b = 0; b < s.blocks; b++) {
         int64_t first = b * s.per_block * channels;
         gradient(x + first, dy + first, dx + first, rows_in(&s, b), channels, mean, scale, shift,

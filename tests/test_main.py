@@ -529,6 +529,7 @@ def test_a_run_and_then_its_pictures() -> None:
         (["runs/latest", "a", "b"], ['checkpoint="runs/latest"', 'images=["a","b"]']),
         (["runs/latest", "shown=3", "a"], ['checkpoint="runs/latest"', 'images=["a"]', "shown=3"]),
         (["checkpoint=x", "a", "b"], ["checkpoint=x", 'images=["a","b"]']),
+        (["++checkpoint=x", "a"], ["++checkpoint=x", 'images=["a"]']),
         (["images=[a]", "runs/latest"], ["images=[a]", 'checkpoint="runs/latest"']),
         (["runs/latest"], ['checkpoint="runs/latest"']),
     ):

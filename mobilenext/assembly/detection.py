@@ -150,7 +150,7 @@ def train_detector_mode(network: nn.Module, config: DetectConfig) -> None:
     if config.freeze_backbone:
         network.frozen_part().eval()  # pyright: ignore[reportCallIssue]
     if config.freeze_norms:
-        keep_statistics(network)
+        keep_statistics(network.frozen_part())  # pyright: ignore[reportCallIssue]
 
 
 def try_detector(

@@ -78,8 +78,9 @@ def on_device(network: nn.Module, config: LoopConfig, process: Process) -> nn.Mo
     if _fuses(config, ranks, process):
         network = fuse_norms(network)
         if config.runtime.fused and fused_by(network, process.device) == "torch":
+            where = "" if process.device.type == "cpu" else " before an nn.ReLU6"
             raise InputError(
-                "runtime.fused=true: expected a network with a batch norm before a ReLU6, such as "
+                f"runtime.fused=true: expected a network with an nn.BatchNorm2d{where}, such as "
                 f"MobileNeXt's, got a {type(network).__name__} without; or runtime.fused=false"
             )
     if config.runtime.channels_last:
@@ -94,19 +95,23 @@ def _fuses(config: LoopConfig, ranks: int, process: Process) -> bool:
         InputError: They are to be, and can't.
     """
     wanted, on_cpu = config.runtime.fused, process.device.type == "cpu"
-    if wanted is None:
-        usual = ranks == 1 and config.runtime.precision in ("auto", "fp32")
-        searches = isinstance(config, SearchConfig)  # may take the gradient of a gradient
-        alone = not config.runtime.compile and not searches
-        return on_cpu and usual and alone and has_native_norms()
-    if not wanted:
+    is_float32 = config.runtime.precision in ("auto", "fp32")
+    none_trained = config.freeze_backbone and isinstance(config, TrainConfig)
+    if wanted is False or config.freeze_norms or none_trained:
         return False
+    if wanted is None:
+        runtime = config.runtime
+        usual = ranks == 1 and is_float32 and runtime.channels_last and not runtime.compile
+        searches = isinstance(config, SearchConfig)  # may take the gradient of a gradient
+        return on_cpu and usual and not searches and has_native_norms()
     compilers = [os.environ.get("CC"), *map(shutil.which, ("clang", "gcc"))]
     on_cuda = process.device.type == "cuda"
     reasons = {
         f"the CPU or a CUDA device, got {process.device.type}": not on_cpu and not on_cuda,
         "the native norms, which pip builds where gcc is (not on macOS and Windows), found none":
             on_cpu and not has_native_norms(),
+        f"runtime.precision=fp32 on the CPU, got {config.runtime.precision}":
+            on_cpu and not is_float32,
         f"norms of one process, and these are of {ranks} (batch_norm=sync, or norm_batch above a "
         "process's images)": ranks > 1,
         "the package triton, which torch's CUDA builds for Linux bring along, found none":

@@ -75,8 +75,9 @@ class LoopConfig(HasRun):
     """Train the classifier only (of a detector: all but its backbone); the rest stays as it is,
     running statistics included, and is in evaluation mode."""
     freeze_norms: bool = added_later(False)
-    """Batch norms compute with the running statistics that they begin with, also in training, and
-    keep them; their weights and biases learn. For few images, or small batches."""
+    """Batch norms (of a detector: of its backbone) compute with the running statistics that they
+    begin with, also in training, and keep them; their weights and biases learn. For few images, or
+    small batches."""
     checkpoint: CheckpointConfig = field(
         default_factory=CheckpointConfig, metadata={"machine_only": True}
     )

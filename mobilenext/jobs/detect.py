@@ -34,6 +34,7 @@ from mobilenext.data import BoxData, box_texts
 from mobilenext.metrics.detection import MultiBoxLoss, Precision, score_all_detections
 from mobilenext.metrics.detection_report import detection_files, lines_of, with_targets
 from mobilenext.models.complexity import Complexity
+from mobilenext.models.fused import fused_by
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision as Computing
@@ -181,6 +182,8 @@ def _start_lines(
             "from scratch on some thousand images they find little"
         )
     decoder = f"images decoded by: {run.loaders.train.decoder}"
+    norms = fused_by(run.state.network, process.device)
+    decoder += "" if norms == "torch" else f"; norms trained by: {norms}"
     return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
 
 

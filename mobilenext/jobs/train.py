@@ -30,6 +30,7 @@ from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.models.complexity import Complexity
+from mobilenext.models.fused import fused_by
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
@@ -148,6 +149,8 @@ def _start_lines(
         f"note: {note}" for note in (*images.notes, *_short_epochs(config, run, images), *tight)
     ]
     decoder = f"images decoded by: {run.loaders.train.decoder}"
+    norms = fused_by(run.state.network, process.device)
+    decoder += "" if norms == "torch" else f"; norms trained by: {norms}"
     return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
 
 

@@ -82,16 +82,26 @@ class FusedNorm(nn.BatchNorm2d):
         return torch.cat((shortcut[:, :added] + y[:, :added], y[:, added:]), dim=1)
 
     def _fits(self, x: Tensor, shortcut: Tensor | None, kernels: Kernels) -> bool:
+        """Whether the kernels take it; they read memory as it comes, and check nothing."""
         return (
             self.training
             and self.momentum is not None
+            and type(x) is Tensor  # no stand-in without memory
             and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
             and x.dtype in kernels.dtypes
             and x.ndim == 4
+            and x.shape[1] == self.num_features
             and x.numel() > x.shape[1]  # torch has the words for one value a channel
-            and self.weight.dtype == torch.float32
             and x.is_contiguous(memory_format=torch.channels_last)
             and (shortcut is None or _alike(shortcut, x))
+            and all(
+                row is not None
+                and row.dtype == torch.float32
+                and row.device == x.device
+                and row.is_contiguous()
+                for row in (self.weight, self.bias, self.running_mean, self.running_var)
+            )
         )
 
     def _fused(

@@ -46,8 +46,8 @@ def timm_model(
         raise _not_fetched("timm", model_name, "published", error) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(f"timm's {model_name} can't be built with {arguments}: {error}") from error
-    published: Any = network.pretrained_cfg
-    if arguments.get("pretrained") and published["num_classes"] != num_classes:
+    published: Any = getattr(network, "pretrained_cfg", None) or {}
+    if arguments.get("pretrained") and published.get("num_classes") != num_classes:
         shrink_classifier(network)
     return network
 

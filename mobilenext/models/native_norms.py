@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ABI = 1
+ABI = 2
 """Version of native/norms.c; a library that was built from another one is not used."""
 
 
@@ -42,11 +42,11 @@ def library() -> ctypes.CDLL | None:
     loaded.mn_norm.restype = None
     loaded.mn_norm.argtypes = [
         *[pointer] * 3, *[count] * 3, *[pointer] * 4, *[ctypes.c_double] * 2, *[real] * 2,
-        *[pointer] * 2,
+        *[pointer] * 2, ctypes.c_int,
     ]  # fmt: skip
     loaded.mn_norm_backward.restype = None
     loaded.mn_norm_backward.argtypes = [
-        *[pointer] * 3, *[count] * 2, *[real] * 2, *[pointer] * 4,
+        *[pointer] * 3, *[count] * 2, *[real] * 2, *[pointer] * 4, ctypes.c_int,
     ]  # fmt: skip
     return loaded
 
@@ -75,13 +75,14 @@ class _Norm(torch.autograd.Function):
         assert loaded is not None
         rows, channels = x.numel() // x.shape[1], x.shape[1]
         y = torch.empty_like(x)
-        kept = torch.empty(5, channels)
-        work = torch.empty(loaded.mn_norm_work(rows, channels))
+        kept = x.new_empty(5, channels)
+        work = x.new_empty(loaded.mn_norm_work(rows, channels))
         bounds = (0.0, 6.0) if clamped else (-math.inf, math.inf)
         loaded.mn_norm(
             x.data_ptr(), None if shortcut is None else shortcut.data_ptr(), y.data_ptr(),
             rows, channels, added, weight.data_ptr(), bias.data_ptr(), running[0].data_ptr(),
             running[1].data_ptr(), momentum, eps, *bounds, kept.data_ptr(), work.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         torch.autograd.graph.increment_version(running)
         ctx.save_for_backward(x, kept)
@@ -94,13 +95,15 @@ class _Norm(torch.autograd.Function):
         loaded = library()
         assert loaded is not None
         x, kept = ctx.saved_tensors
-        dy = dy.contiguous(memory_format=torch.channels_last)
+        # Hooks on what is saved may have changed the format.
+        x, dy = (one.contiguous(memory_format=torch.channels_last) for one in (x, dy))
         rows, channels = x.numel() // x.shape[1], x.shape[1]
-        dx, work = torch.empty_like(x), torch.empty(loaded.mn_norm_work(rows, channels))
-        dweight, dbias = torch.empty(channels), torch.empty(channels)
+        dx, work = torch.empty_like(x), x.new_empty(loaded.mn_norm_work(rows, channels))
+        dweight, dbias = x.new_empty(channels), x.new_empty(channels)
         loaded.mn_norm_backward(
             x.data_ptr(), dy.data_ptr(), dx.data_ptr(), rows, channels, *ctx.bounds,
             kept.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), work.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         return dx, dweight, dbias, _of_shortcut(dy, ctx.added), *[None] * 5
 

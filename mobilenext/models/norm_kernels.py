@@ -263,6 +263,7 @@ class _FusedNorm(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
         x, mean, rstd, weight, bias = ctx.saved_tensors
+        x = x.contiguous(memory_format=torch.channels_last)  # hooks may have changed it
         cut = _Cut(x)
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)

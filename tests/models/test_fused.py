@@ -135,6 +135,8 @@ def test_refusals_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     refused(Process(torch.device("meta")), "the CPU or a CUDA device, got meta")
     with monkeypatch.context() as patched:
+        patched.setattr("mobilenext.assembly.network.has_native_norms", lambda: True)
+        refused(CPU, "runtime.precision=fp32 on the CPU, got bf16", "runtime.precision=bf16")
         patched.setattr("mobilenext.assembly.network.has_native_norms", lambda: False)
         refused(CPU, "the native norms, which pip builds where gcc is .* found none")
     refused(two, "norms of one process, and these are of 2", "batch_norm=sync")
@@ -153,9 +155,7 @@ def test_networks_without_such_a_pair_are_refused(monkeypatch: pytest.MonkeyPatc
                      "runtime.fused=true", "data=cifar10", "+model.network.image_size=32",
                      "data.root=x")  # fmt: skip
     monkeypatch.setattr("mobilenext.assembly.network.has_native_norms", lambda: True)
-    with pytest.raises(
-        InputError, match=r"a batch norm before a ReLU6.*got a VisionTransformer wi"
-    ):
+    with pytest.raises(InputError, match=r"an nn\.BatchNorm2d, such as.*got a VisionTransf"):
         new_network(given, 10, CPU)
 
 
@@ -172,6 +172,9 @@ def test_networks_without_such_a_pair_are_refused(monkeypatch: pytest.MonkeyPatc
         (("runtime.fused=true",), "native"),
         (("runtime.compile=true",), "torch"),
         (("runtime.precision=bf16",), "torch"),
+        (("runtime.channels_last=false",), "torch"),
+        (("freeze_norms=true", "init_from=x"), "torch"),
+        (("freeze_backbone=true", "init_from=x"), "torch"),
     ],
 )  # fmt: skip
 def test_what_trains_norms_on_the_cpu(overrides: tuple[str, ...], by: str) -> None:
@@ -208,6 +211,53 @@ def test_on_the_cpu_a_step_is_as_near_to_float64_as_torchs(identity: float) -> N
         errors = [float((one[name] - expected).norm() / expected.norm()) for one in (plain, joined)]
         assert errors[1] < max(1e-6, 2 * errors[0]), name
         assert errors[1] > 0 or name == "loss"
+
+
+def strided(norm: FusedNorm) -> None:
+    norm.weight = nn.Parameter(torch.rand(16)[::2])
+
+
+def of_other_type(norm: FusedNorm) -> None:
+    norm.running_mean = norm.get_buffer("running_mean").double()
+
+
+@needs_native
+@pytest.mark.parametrize("change", [None, strided, of_other_type])
+def test_what_kernels_would_misread_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[FusedNorm], None] | None
+) -> None:
+    """They get addresses, and would read or write beside what is there."""
+    given: Any = nn.Sequential(nn.BatchNorm2d(8))
+    norm: FusedNorm = fuse_norms(given)[0]  # pyright: ignore[reportIndexIssue]
+    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    calls, real = [], FusedNorm._fused
+    monkeypatch.setattr(FusedNorm, "_fused", lambda *given: calls.append(given) or real(*given))
+    if change is None:
+        assert norm(x) is not None
+        assert len(calls) == 1
+        with pytest.raises(RuntimeError, match="should contain 16 elements"):
+            norm(torch.cat((x, x), 1).contiguous(memory_format=torch.channels_last))
+    else:
+        change(norm)
+        try:
+            norm(x)
+        except RuntimeError as error:
+            assert "dtype" in str(error) or "type" in str(error)  # noqa: PT017 - torch's, if any
+    assert len(calls) == (change is None)
+
+
+@needs_native
+def test_hooks_on_what_is_saved_may_change_its_format() -> None:
+    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for pack in (lambda tensor: tensor, lambda tensor: tensor.contiguous()):
+        given = x.clone().requires_grad_()
+        norm: Any = fuse_norms(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU6()))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = norm(given)
+        y.pow(2).sum().backward()
+        gradients.append(given.grad)
+    assert torch.equal(*gradients)
 
 
 @needs_native
