@@ -61,7 +61,8 @@ def _openmp_of_torch() -> str | None:
     home = Path(torch.__file__).parent
     folders = (home / "lib", home.parent / "torch.libs")
     brought = [path for path in paths if Path(path).parent in folders]
-    found = brought or paths  # other packages bring copies, too
+    # Copies that other packages bring have a hash in their name.
+    found = brought or [path for path in paths if Path(path).name.startswith("libgomp.so")]
     return found[0] if len(found) == 1 else None
 
 
