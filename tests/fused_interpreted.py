@@ -72,7 +72,7 @@ def of_kernels(
     norm = copy.deepcopy(norm)
     x, shortcut = (one.detach().clone().requires_grad_() for one in (x, shortcut))
     running = (norm.get_buffer("running_mean"), norm.get_buffer("running_var"))
-    y = norm_kernels.fused_norm(
+    y = fused.fused_norm(
         x, norm.weight, norm.bias, running, 0.1, norm.eps, clamped=clamped,
         shortcut=shortcut if added else None, added=added,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def borders() -> list[float]:
     )
     x.requires_grad_()
     running = (torch.zeros(1), torch.ones(1))
-    y = norm_kernels.fused_norm(x, norm.weight, norm.bias, running, 0.1, 0.0, clamped=True)
+    y = fused.fused_norm(x, norm.weight, norm.bias, running, 0.1, 0.0, clamped=True)
     y.sum().backward()
     assert y.flatten().tolist() == [0, 6, 6, 0]
     assert norm.bias.grad is not None
@@ -158,7 +158,7 @@ def nan_stays() -> bool:
     x = channels_last(2, 8, 3, 3, seed=0)
     x[0, 3, 1, 1] = float("nan")
     running = (torch.zeros(8), torch.ones(8))
-    y = norm_kernels.fused_norm(x, torch.ones(8), torch.ones(8), running, 0.1, 1e-5, clamped=True)
+    y = fused.fused_norm(x, torch.ones(8), torch.ones(8), running, 0.1, 1e-5, clamped=True)
     return bool(y[:, 3].isnan().all() and y[:, :3].isfinite().all())
 
 

@@ -10,9 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mobilenext.models import native_norms
 from mobilenext.models.sandglass import WideBlock
@@ -23,24 +25,95 @@ class Kernels:
     """What computes fused norms on a kind of device."""
 
     name: str
-    load: Callable[[], Callable[..., Tensor]]
-    """`fused_norm` of one of the two modules."""
+    load: Callable[[], Any]
+    """The module with its `forward` and `backward`."""
     dtypes: tuple[torch.dtype, ...]
     alone: bool
     """Whether norms with nothing behind them are computed by it, too."""
 
 
-def _triton() -> Callable[..., Tensor]:
-    from mobilenext.models.norm_kernels import fused_norm
+def _triton() -> Any:
+    from mobilenext.models import norm_kernels
 
-    return fused_norm
+    return norm_kernels
 
 
 KERNELS = {
-    "cpu": Kernels("native", lambda: native_norms.fused_norm, (torch.float32,), alone=True),
+    "cpu": Kernels("native", lambda: native_norms, (torch.float32,), alone=True),
     "cuda": Kernels("triton", _triton, (torch.float32, torch.bfloat16, torch.float16), alone=False),
 }
 """By the type of device."""
+
+
+class _Function(torch.autograd.Function):
+    """See `fused_norm`. Of the feature maps it keeps the input alone for its backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None,
+        running: tuple[Tensor, Tensor], momentum: float, eps: float, clamped: bool, added: int,
+    ) -> Tensor:  # fmt: skip
+        ctx.kernels = KERNELS[x.device.type].load()
+        y, kept = ctx.kernels.forward(
+            x, weight, bias, running, momentum, eps, clamped, shortcut, added
+        )
+        torch.autograd.graph.increment_version(running)
+        ctx.save_for_backward(x, *kept)
+        ctx.clamped, ctx.added = clamped, added
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, *kept = ctx.saved_tensors
+        # Hooks on what is saved may have changed the format.
+        x, dy = (one.contiguous(memory_format=torch.channels_last) for one in (x, dy))
+        gradients = ctx.kernels.backward(dy, x, *kept, clamped=ctx.clamped)
+        return *gradients, _of_shortcut(dy, ctx.added), *[None] * 5
+
+
+def _of_shortcut(dy: Tensor, added: int) -> Tensor | None:
+    """The gradient of what was added: that of the output in its channels, 0 in the others."""
+    if added in (0, dy.shape[1]):
+        return dy if added else None
+    gradient = torch.zeros_like(dy)
+    gradient[:, :added] = dy[:, :added]
+    return gradient
+
+
+def fused_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running: tuple[Tensor, Tensor],
+    momentum: float,
+    eps: float,
+    *,
+    clamped: bool,
+    shortcut: Tensor | None = None,
+    added: int = 0,
+) -> Tensor:
+    """Batch norm of a batch's own statistics, then perhaps ReLU6, then perhaps an addition.
+
+    The same input gives the same bits, also of gradients; on the CPU for any number of threads. It
+    can't be differentiated twice.
+
+    Args:
+        x: Feature map (N, C, H, W) of one of the device's `Kernels.dtypes`, channels_last in
+            memory, with at least two values a channel.
+        weight: Of the norm, float32 (C,).
+        bias: Of the norm, float32 (C,).
+        running: Running mean and variance, float32 (C,), changed in place as `nn.BatchNorm2d` does.
+        momentum: Share of the batch in them.
+        eps: Added to variances.
+        clamped: Whether ReLU6 follows; its gradient is 0 at 0 and at 6, as torch's.
+        shortcut: What is added after it; of the shape, type and memory format of `x`.
+        added: How many of its channels, the first ones, are; 0: there is no shortcut.
+
+    Returns:
+        A tensor of the shape, type and memory format of `x`.
+    """
+    return _Function.apply(x, weight, bias, shortcut, running, momentum, eps, clamped, added)  # pyright: ignore[reportReturnType]
 
 
 def has_native_norms() -> bool:
@@ -64,21 +137,23 @@ class FusedNorm(nn.BatchNorm2d):
             input: Feature map.
             clamped: Whether ReLU6 follows.
             shortcut: What is added, of the same shape.
-            added: How many of its channels, the first ones.
+            added: How many of its channels, the first ones; 0: there is no shortcut.
         """
         kernels = KERNELS.get(input.device.type)
-        joined = clamped or added > 0
+        joined = clamped or shortcut is not None
         if (
             kernels is not None
             and (joined or kernels.alone)
             and self._fits(input, shortcut, kernels)
         ):
-            return self._fused(kernels, input, clamped, shortcut, added)
+            return self._fused(input, clamped, shortcut, added)
         y = super().forward(input)
         if clamped:
             y = nn.functional.relu6(y)
-        if shortcut is None or added in (0, y.shape[1]):
-            return y if shortcut is None or not added else shortcut + y
+        if shortcut is None:
+            return y
+        if added == y.shape[1]:
+            return shortcut + y
         return torch.cat((shortcut[:, :added] + y[:, :added], y[:, added:]), dim=1)
 
     def _fits(self, x: Tensor, shortcut: Tensor | None, kernels: Kernels) -> bool:
@@ -104,15 +179,14 @@ class FusedNorm(nn.BatchNorm2d):
             )
         )
 
-    def _fused(
-        self, kernels: Kernels, x: Tensor, clamped: bool, shortcut: Tensor | None, added: int
-    ) -> Tensor:
+    def _fused(self, x: Tensor, clamped: bool, shortcut: Tensor | None, added: int) -> Tensor:
+        assert self.momentum is not None
         if self.num_batches_tracked is not None:  # hidden where norms are counted together
             self.num_batches_tracked.add_(1)
         running = (self.get_buffer("running_mean"), self.get_buffer("running_var"))
-        return kernels.load()(
+        return fused_norm(
             x, self.weight, self.bias, running, self.momentum, self.eps, clamped=clamped,
-            shortcut=shortcut if added else None, added=added,
+            shortcut=shortcut, added=added,
         )  # fmt: skip
 
 

@@ -11,14 +11,14 @@ import functools
 import importlib.machinery
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 ABI = 2
 """Version of native/norms.c; a library that was built from another one is not used."""
+BOUNDS = ((-math.inf, math.inf), (0.0, 6.0))
+"""Of outputs, without ReLU6 and with it."""
 
 
 @functools.cache
@@ -66,87 +66,37 @@ def _openmp_of_torch() -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None,
-        running: tuple[Tensor, Tensor], momentum: float, eps: float, clamped: bool, added: int,
-    ) -> Tensor:  # fmt: skip
-        loaded = library()
-        assert loaded is not None
-        rows, channels = x.numel() // x.shape[1], x.shape[1]
-        y = torch.empty_like(x)
-        kept = x.new_empty(5, channels)
-        work = x.new_empty(loaded.mn_norm_work(rows, channels))
-        bounds = (0.0, 6.0) if clamped else (-math.inf, math.inf)
-        loaded.mn_norm(
-            x.data_ptr(), None if shortcut is None else shortcut.data_ptr(), y.data_ptr(),
-            rows, channels, added, weight.data_ptr(), bias.data_ptr(), running[0].data_ptr(),
-            running[1].data_ptr(), momentum, eps, *bounds, kept.data_ptr(), work.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        torch.autograd.graph.increment_version(running)
-        ctx.save_for_backward(x, kept)
-        ctx.bounds, ctx.added = bounds, added
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        loaded = library()
-        assert loaded is not None
-        x, kept = ctx.saved_tensors
-        # Hooks on what is saved may have changed the format.
-        x, dy = (one.contiguous(memory_format=torch.channels_last) for one in (x, dy))
-        rows, channels = x.numel() // x.shape[1], x.shape[1]
-        dx, work = torch.empty_like(x), x.new_empty(loaded.mn_norm_work(rows, channels))
-        dweight, dbias = x.new_empty(channels), x.new_empty(channels)
-        loaded.mn_norm_backward(
-            x.data_ptr(), dy.data_ptr(), dx.data_ptr(), rows, channels, *ctx.bounds,
-            kept.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), work.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return dx, dweight, dbias, _of_shortcut(dy, ctx.added), *[None] * 5
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor], momentum: float,
+    eps: float, clamped: bool, shortcut: Tensor | None, added: int,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """The output, and what `backward` needs beside the input; see `mobilenext.models.fused`."""
+    loaded = library()
+    assert loaded is not None
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    y, kept = torch.empty_like(x), x.new_empty(5, channels)
+    work = x.new_empty(loaded.mn_norm_work(rows, channels))
+    loaded.mn_norm(
+        x.data_ptr(), None if shortcut is None else shortcut.data_ptr(), y.data_ptr(),
+        rows, channels, added, weight.data_ptr(), bias.data_ptr(), running[0].data_ptr(),
+        running[1].data_ptr(), momentum, eps, *BOUNDS[clamped], kept.data_ptr(), work.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y, [kept]
 
 
-def _of_shortcut(dy: Tensor, added: int) -> Tensor | None:
-    """The gradient of what was added: that of the output in its channels, 0 in the others."""
-    if added in (0, dy.shape[1]):
-        return dy if added else None
-    gradient = torch.zeros_like(dy)
-    gradient[:, :added] = dy[:, :added]
-    return gradient
-
-
-def fused_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: tuple[Tensor, Tensor],
-    momentum: float,
-    eps: float,
-    *,
-    clamped: bool,
-    shortcut: Tensor | None = None,
-    added: int = 0,
-) -> Tensor:
-    """Batch norm of a batch's own statistics, then perhaps ReLU6, then perhaps an addition.
-
-    The bits are the same for any number of threads. It can't be differentiated twice.
-
-    Args:
-        x: Feature map (N, C, H, W), float32 on the CPU, channels_last in memory, with at least two
-            values a channel.
-        weight: Of the norm, float32 (C,).
-        bias: Of the norm, float32 (C,).
-        running: Running mean and variance, float32 (C,), changed in place as `nn.BatchNorm2d` does.
-        momentum: Share of the batch in them.
-        eps: Added to variances.
-        clamped: Whether ReLU6 follows; its gradient is 0 at 0 and at 6, as torch's.
-        shortcut: What is added after it; of the shape, type and memory format of `x`.
-        added: How many of its channels, the first ones, are.
-
-    Returns:
-        A tensor of the shape, type and memory format of `x`.
-    """
-    return _Norm.apply(x, weight, bias, shortcut, running, momentum, eps, clamped, added)  # pyright: ignore[reportReturnType]
+def backward(
+    dy: Tensor, x: Tensor, kept: Tensor, *, clamped: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input, the weight and the bias."""
+    loaded = library()
+    assert loaded is not None
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    dx, work = torch.empty_like(x), x.new_empty(loaded.mn_norm_work(rows, channels))
+    dweight, dbias = x.new_empty(channels), x.new_empty(channels)
+    loaded.mn_norm_backward(
+        x.data_ptr(), dy.data_ptr(), dx.data_ptr(), rows, channels, *BOUNDS[clamped],
+        kept.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), work.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return dx, dweight, dbias

@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 TILE = 4096
 """Elements of a tile."""
@@ -222,100 +221,45 @@ class _Cut:
         self.blocks = x.new_empty((2, self.number, self.channels), dtype=torch.float32)
 
 
-class _FusedNorm(torch.autograd.Function):
-    """See `fused_norm`. Of the feature maps it keeps the input alone for its backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        shortcut: Tensor | None,
-        running: tuple[Tensor, Tensor],
-        momentum: float,
-        eps: float,
-        clamped: bool,
-        added: int,
-    ) -> Tensor:
-        cut = _Cut(x)
-        mean, rstd = torch.empty_like(weight), torch.empty_like(weight)
-        y = torch.empty_like(x, memory_format=torch.channels_last)
-        _block_statistics[cut.by_block](
-            x, cut.blocks, cut.count, cut.channels, cut.share, **cut.tile
-        )
-        _statistics[cut.by_channel](
-            cut.blocks, mean, rstd, *running, cut.count, cut.channels, cut.share, cut.number,
-            momentum, eps, **cut.few,
-        )  # fmt: skip
-        _outputs[cut.by_tile](
-            x, x if shortcut is None else shortcut, y, mean, rstd, weight, bias, cut.count,
-            cut.channels, added, clamped, shortcut is not None, **cut.tile,
-        )  # fmt: skip
-        ctx.save_for_backward(x, mean, rstd, weight, bias)
-        ctx.clamped, ctx.added = clamped, added
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        x, mean, rstd, weight, bias = ctx.saved_tensors
-        x = x.contiguous(memory_format=torch.channels_last)  # hooks may have changed it
-        cut = _Cut(x)
-        dx = torch.empty_like(x, memory_format=torch.channels_last)
-        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-        _block_gradients[cut.by_block](
-            dy, x, mean, rstd, weight, bias, cut.blocks, cut.count, cut.channels, cut.share,
-            ctx.clamped, **cut.tile,
-        )  # fmt: skip
-        _gradients[cut.by_channel](cut.blocks, dweight, dbias, cut.channels, cut.number, **cut.few)
-        _input_gradients[cut.by_tile](
-            dy, x, dx, mean, rstd, weight, bias, dweight, dbias, cut.count, cut.channels,
-            ctx.clamped, **cut.tile,
-        )  # fmt: skip
-        shortcut = None
-        if ctx.added == cut.channels:
-            shortcut = dy
-        elif ctx.added:
-            shortcut = torch.zeros_like(dy)
-            shortcut[:, : ctx.added] = dy[:, : ctx.added]
-        return dx, dweight, dbias, shortcut, None, None, None, None, None
-
-
-def fused_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running: tuple[Tensor, Tensor],
-    momentum: float,
-    eps: float,
-    *,
-    clamped: bool,
-    shortcut: Tensor | None = None,
-    added: int = 0,
-) -> Tensor:
-    """Batch norm of a batch's own statistics, then ReLU6, then an addition.
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor], momentum: float,
+    eps: float, clamped: bool, shortcut: Tensor | None, added: int,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """The output, and what `backward` needs beside the input; see `mobilenext.models.fused`.
 
     Statistics, weights and all arithmetic are float32, whatever the input's type is, as in torch's
-    batch norm; the output is rounded once, at its end. Autocast changes nothing of it. The same
-    input gives the same bits, also of gradients; it can't be differentiated twice.
-
-    Args:
-        x: Feature map (N, C, H, W) of float32, bfloat16 or float16, channels_last in memory, with
-            at least two values a channel.
-        weight: Of the norm, float32 (C,).
-        bias: Of the norm, float32 (C,).
-        running: Running mean and variance, float32 (C,), changed in place as `nn.BatchNorm2d` does.
-        momentum: Share of the batch in them.
-        eps: Added to variances.
-        clamped: Whether ReLU6 follows; its gradient is 0 at 0 and at 6, as torch's.
-        shortcut: What is added after it; of the shape, type and memory format of `x`.
-        added: How many of its channels, the first ones, are.
-
-    Returns:
-        A tensor of the shape, type and memory format of `x`.
+    batch norm; the output is rounded once, at its end. Autocast changes nothing of it.
     """
-    return _FusedNorm.apply(x, weight, bias, shortcut, running, momentum, eps, clamped, added)  # pyright: ignore[reportReturnType]
+    cut = _Cut(x)
+    mean, rstd = torch.empty_like(weight), torch.empty_like(weight)
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    _block_statistics[cut.by_block](x, cut.blocks, cut.count, cut.channels, cut.share, **cut.tile)
+    _statistics[cut.by_channel](
+        cut.blocks, mean, rstd, *running, cut.count, cut.channels, cut.share, cut.number,
+        momentum, eps, **cut.few,
+    )  # fmt: skip
+    _outputs[cut.by_tile](
+        x, x if shortcut is None else shortcut, y, mean, rstd, weight, bias, cut.count,
+        cut.channels, added, clamped, shortcut is not None, **cut.tile,
+    )  # fmt: skip
+    return y, [mean, rstd, weight, bias]
+
+
+def backward(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, *,
+    clamped: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of the input, the weight and the bias."""
+    cut = _Cut(x)
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    _block_gradients[cut.by_block](
+        dy, x, mean, rstd, weight, bias, cut.blocks, cut.count, cut.channels, cut.share, clamped,
+        **cut.tile,
+    )  # fmt: skip
+    _gradients[cut.by_channel](cut.blocks, dweight, dbias, cut.channels, cut.number, **cut.few)
+    _input_gradients[cut.by_tile](
+        dy, x, dx, mean, rstd, weight, bias, dweight, dbias, cut.count, cut.channels, clamped,
+        **cut.tile,
+    )  # fmt: skip
+    return dx, dweight, dbias

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenext.models import native_norms
-from mobilenext.models.native_norms import fused_norm
+from mobilenext.models.fused import fused_norm
 
 pytestmark = pytest.mark.skipif(
     native_norms.library() is None, reason="the native norms were not built"
