@@ -8,32 +8,16 @@ Images per second come from result.json, so starting and stopping do not count; 
 the whole process.
 """
 
-import argparse
-
-from whole_runs import in_turns, train
-
-SETTINGS = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
-            "data.source.train_images=320", "data.source.val_images=128", "runtime.device=cpu",
-            "data.eval_batch_size=128")  # fmt: skip
+from whole_runs import LARGE_IMAGES, in_turns, train
 
 
-def trained(overrides: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Images per second and peak memory in GB of a run."""
-    done = train([*SETTINGS, *overrides], env)
-    assert (done.result["hardware"]["freed_memory"] == "kept") == (not env), "no glibc here?"
+def trained(overrides: list[str], kind: str) -> tuple[float, float]:
+    """Images per second and peak memory in GB of a run that keeps freed memory, or not."""
+    done = train([*LARGE_IMAGES, *overrides], {} if kind == "kept" else {"MALLOC_CHECK_": "0"})
+    kept = done.result["hardware"]["freed_memory"] == "kept"
+    assert kept == (kind == "kept"), "no glibc here?"
     return done.result["images_per_second"], done.peak
 
 
-def main() -> None:
-    """Rounds in turns, then the ratios."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("overrides", nargs="*")
-    a = parser.parse_args()
-    settings = {"kept": {}, "as glibc has it": {"MALLOC_CHECK_": "0"}}
-    kept, peer = settings
-    in_turns(kept, peer, lambda kind: trained(a.overrides, settings[kind]), a.rounds)
-
-
 if __name__ == "__main__":
-    main()
+    in_turns(__doc__, "kept", "as glibc has it", trained)

@@ -1,5 +1,6 @@
 """Whole trainings in processes of their own, for benchmarks that compare them: ours and timm's."""
 
+import argparse
 import json
 import os
 import re
@@ -54,21 +55,34 @@ def train(
         return Trained(result, epochs[-1], usage.ru_maxrss / 1e6)
 
 
+LARGE_IMAGES = ("data=synthetic", "data.image_size=224", "data.global_batch_size=32",
+                "data.source.train_images=320", "data.source.val_images=128",
+                "runtime.device=cpu", "data.eval_batch_size=128")  # fmt: skip
+"""Ten steps on a CPU, without images to decode."""
+
+
 def in_turns(
-    one: str, other: str, measure: Callable[[str], tuple[float, float]], rounds: int
+    about: str | None,
+    one: str,
+    other: str,
+    measure: Callable[[list[str], str], tuple[float, float]],
 ) -> None:
-    """Print images per second and peak memory of two kinds of runs, round by round, and the ratios.
+    """A script: print images per second and peak memory of two kinds of runs, and the ratios.
 
     Args:
+        about: The script's docstring.
         one: Name of the kind that the ratios are of.
         other: Name of its peer.
-        measure: Maps a kind to images per second and the peak in GB.
-        rounds: How many; each begins with the other one.
+        measure: Maps overrides of train.py and a kind to images per second and the peak in GB.
     """
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="each begins with the other kind")
+    parser.add_argument("overrides", nargs="*")
+    a = parser.parse_args()
     rows = []
-    for number in range(rounds):
+    for number in range(a.rounds):
         order = (one, other) if number % 2 == 0 else (other, one)
-        found = {kind: measure(kind) for kind in order}
+        found = {kind: measure(a.overrides, kind) for kind in order}
         rows.append(found)
         told = (f"{kind} {found[kind][0]:.1f} images/s, peak {found[kind][1]:.2f} GB"
                 for kind in (one, other))  # fmt: skip
