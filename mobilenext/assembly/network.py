@@ -118,10 +118,15 @@ def _fuses(config: LoopConfig, ranks: int, process: Process) -> bool:
             on_cuda and importlib.util.find_spec("triton") is None,
         "a C compiler for Triton (CC, clang or gcc), found none": on_cuda and not any(compilers),
     }  # fmt: skip
-    for expected, missing in reasons.items():
-        if missing:
-            raise InputError(f"runtime.fused=true: expected {expected}; or runtime.fused=false")
+    needed = _missing(reasons)
+    if needed is not None:
+        raise InputError(f"runtime.fused=true: expected {needed}; or runtime.fused=false")
     return True
+
+
+def _missing(reasons: dict[str, bool]) -> str | None:
+    """The first of some requirements that is missing; None: none is."""
+    return next((expected for expected, missing in reasons.items() if missing), None)
 
 
 def averages(network: nn.Module, config: LoopConfig) -> AveragedWeights | None:
@@ -211,7 +216,7 @@ def _as_graph(network: nn.Module, config: LoopConfig, process: Process) -> bool:
         "a network whose steps are alike: this one changes with the epoch":
             hasattr(network, "set_progress"),
     }  # fmt: skip
-    needed = next((expected for expected, missing in reasons.items() if missing), None)
+    needed = _missing(reasons)
     if needed is None:
         return True
     if config.runtime.graph != "auto":
@@ -252,6 +257,13 @@ def result_entries(
         **({"init_from": begun_with} if config.init_from is not None else {}),
         "config": to_plain(config),
     }
+
+
+def computed_by(run: Run) -> str:
+    """A line on what decodes a run's images and trains its norms: both decide last bits."""
+    norms = fused_by(run.state.network, run.process.device)
+    more = "" if norms == "torch" else f"; norms trained by: {norms}"
+    return f"images decoded by: {run.loaders.train.decoder}{more}"
 
 
 def hyperparameters(config: LoopConfig, precision: Precision) -> dict[str, float | str]:

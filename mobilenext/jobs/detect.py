@@ -20,6 +20,7 @@ from mobilenext.assembly.detection import (
 )
 from mobilenext.assembly.network import (
     averages,
+    computed_by,
     hyperparameters,
     memory_note,
     new_optimizer,
@@ -34,7 +35,6 @@ from mobilenext.data import BoxData, box_texts
 from mobilenext.metrics.detection import MultiBoxLoss, Precision, score_all_detections
 from mobilenext.metrics.detection_report import detection_files, lines_of, with_targets
 from mobilenext.models.complexity import Complexity
-from mobilenext.models.fused import fused_by
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision as Computing
@@ -181,10 +181,7 @@ def _start_lines(
             "note: the backbone has random weights; detectors need a trained one (init_from=RUN): "
             "from scratch on some thousand images they find little"
         )
-    decoder = f"images decoded by: {run.loaders.train.decoder}"
-    norms = fused_by(run.state.network, process.device)
-    decoder += "" if norms == "torch" else f"; norms trained by: {norms}"
-    return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
+    return "\n".join([first, *notes, computed_by(run), f"run folder: {run.folder.path}"])
 
 
 def _entries(

@@ -9,6 +9,7 @@ from torch import nn
 
 from mobilenext.assembly.data import device_augment, device_batches, search_loaders
 from mobilenext.assembly.network import (
+    computed_by,
     described,
     hyperparameters,
     new_optimizer,
@@ -230,9 +231,8 @@ def _start_lines(
             "order=second_fd is DARTS' own: on small networks its finite differences (r = 0.01) "
             "were further from the second order than the first order is; order=second is exact"
         )
-    decoder = f"images decoded by: {run.loaders.train.decoder}"
     lines = [f"note: {note}" for note in (*images.notes, *wrong, *notes)]
-    return "\n".join([first, *lines, decoder, f"run folder: {run.folder.path}"])
+    return "\n".join([first, *lines, computed_by(run), f"run folder: {run.folder.path}"])
 
 
 def _entries(config: SearchConfig, run: Run, network: Searched) -> dict[str, Any]:

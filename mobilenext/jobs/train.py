@@ -12,6 +12,7 @@ from typing import Any
 from mobilenext.assembly.data import class_loaders, device_augment, device_batches, mixing
 from mobilenext.assembly.network import (
     averages,
+    computed_by,
     described,
     hyperparameters,
     memory_note,
@@ -30,7 +31,6 @@ from mobilenext.config.targets import build
 from mobilenext.data import ImageData, target_texts
 from mobilenext.metrics.classification import SmoothedCrossEntropy, score_all
 from mobilenext.models.complexity import Complexity
-from mobilenext.models.fused import fused_by
 from mobilenext.optim import set_learning_rate
 from mobilenext.runtime.distributed import Process
 from mobilenext.runtime.precision import Precision
@@ -148,10 +148,7 @@ def _start_lines(
     notes = [
         f"note: {note}" for note in (*images.notes, *_short_epochs(config, run, images), *tight)
     ]
-    decoder = f"images decoded by: {run.loaders.train.decoder}"
-    norms = fused_by(run.state.network, process.device)
-    decoder += "" if norms == "torch" else f"; norms trained by: {norms}"
-    return "\n".join([first, *notes, decoder, f"run folder: {run.folder.path}"])
+    return "\n".join([first, *notes, computed_by(run), f"run folder: {run.folder.path}"])
 
 
 FEW_STEPS = 20

@@ -392,8 +392,9 @@ def summary(jobs: list[SweepJob]) -> str:
     counted = ", ".join(f"{n} {names.get(state, state)}" for state, n in counts.items() if n)
     lines = [f"sweep of {len(jobs)} job{'s' if len(jobs) != 1 else ''}: {counted}"]
     heads = [f"#{job.number} {job.label}:" for job in jobs]
+    width = max(map(len, heads))
     for job, head in zip(jobs, heads, strict=True):
-        lines.append(f"{head:<{max(map(len, heads))}} {progress(job)[1]}")
+        lines.append(f"{head:<{width}} {progress(job)[1]}")
         if job.state == "failed" and job.attempts:
             lines.append(f"   log: {job.log}")
         elif job.state == "finished" and job.folder is not None:
